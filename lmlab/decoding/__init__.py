@@ -1,0 +1,1 @@
+"""From a one-token step function to sequences."""

@@ -1,0 +1,78 @@
+"""Sampling text: prompts in, strings out, for any model with `start` and `step`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lmlab.decoding import sampling
+from lmlab.experiment import Samples
+
+
+def text_sampler(model, tokenizer: Any, start: str = "\n") -> Callable[..., Samples]:
+    """The `sample` of an experiment. model: `start(batch, length) -> cache`, `step(variables, cache, token)`.
+
+    start: the text that stands for an empty prompt (the first token of the vocabulary if it has no such
+    character); it is not printed.
+    """
+
+    def sample(
+        variables,
+        key,
+        *,
+        prompt: str | Sequence[str] = "",
+        max_tokens: int = 200,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+    ) -> Samples:
+        """Text that goes on from a prompt.
+
+        prompt: where to begin; repeat the flag for several, of any lengths
+        max_tokens: how many tokens to add
+        num_samples: how many continuations of each prompt
+        temperature: 0 takes the likeliest token, 1 samples, below 1 is more careful
+        top_k: only the k likeliest tokens; 0: all
+        top_p: only the likeliest tokens that make up this probability; 1: all
+        min_p: only tokens at least this part as likely as the likeliest; 0: all
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, received {num_samples}")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [text for text in prompts for _ in range(num_samples)]
+        encoded = [_encode(text, tokenizer, start) for text in prompts]
+        lengths = np.array([len(ids) for ids in encoded], np.int32)
+        padded = np.zeros((len(encoded), lengths.max()), np.int32)
+        for row, ids in zip(padded, encoded, strict=True):
+            row[: len(ids)] = ids
+        tokens, log_probs, ends = sampling.sample(
+            Partial(model.step, variables),
+            model.start(len(encoded), int(lengths.max()) + max_tokens),
+            jnp.asarray(padded),
+            jnp.asarray(lengths),
+            key,
+            max_tokens,
+            temperature,
+            min(top_k, tokenizer.vocab_size),
+            top_p,
+            min_p,
+        )
+        rows = zip(prompts, np.asarray(tokens), lengths, np.asarray(ends), strict=True)
+        texts = [text + tokenizer.decode(ids[length:end]) for text, ids, length, end in rows]
+        arrays = {"tokens": np.asarray(tokens), "log_probs": np.asarray(log_probs), "lengths": np.asarray(ends)}
+        return Samples(texts=texts, arrays=arrays)
+
+    return sample
+
+
+def _encode(text: str, tokenizer, start: str) -> np.ndarray:
+    if text:
+        return tokenizer.encode(text)
+    try:
+        return tokenizer.encode(start)[-1:]
+    except ValueError:
+        return np.zeros(1, np.int32)

@@ -1,0 +1,1 @@
+"""Scores over whole splits, and the record of results."""

@@ -1,0 +1,113 @@
+"""Learning curves: one run, or groups of runs with bands over their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from lmlab.config import leaves
+from lmlab.figures import style
+
+LOSSES = ("train/loss", "validation/loss")
+AXES = {"step": "updates", "tokens": "training tokens", "examples": "training examples", "seconds": "seconds"}
+
+
+@runtime_checkable
+class Run(Protocol):
+    """What a curve needs of a run; `metrics()` has a row a logged step, NaN where a metric was not logged."""
+
+    name: str
+    config: Any
+
+    def metrics(self) -> pd.DataFrame: ...
+
+
+def loss(
+    runs: Run | Sequence[Run],
+    metrics: Sequence[str] = LOSSES,
+    x: str = "step",
+    label: Callable[[Run], str] | None = None,
+    ylabel: str = "loss",
+) -> Figure:
+    """The metrics of one run, or of runs grouped by `label`: the group's mean and a band of one deviation.
+
+    Without `label`, runs that differ in nothing but their seed are a group, named by what they differ in.
+    A group is drawn at the steps that all its runs logged. Colours tell groups, line styles metrics.
+    """
+    if x not in AXES:
+        raise ValueError(f"unknown x {x!r}; allowed: {', '.join(AXES)}")
+    runs = list(runs) if isinstance(runs, Sequence) else [runs]
+    if not runs:
+        raise ValueError("loss curves: received no run")
+    tables = {id(run): run.metrics() for run in runs}
+    metrics = _logged(metrics, tables.values())
+    groups: dict[str, list[pd.DataFrame]] = {}
+    label = label or differences(runs)
+    for run in runs:
+        groups.setdefault(label(run), []).append(tables[id(run)])
+    figure, axes = style.new()
+    for g, (group, members) in enumerate(groups.items()):
+        for m, metric in enumerate(metrics):
+            drawn = [member for member in members if metric in member and member[metric].notna().any()]
+            if not drawn:
+                continue
+            names = [group] * (len(groups) > 1) + [metric] * (len(metrics) > 1)
+            color = style.COLORS[(g if len(groups) > 1 else m) % len(style.COLORS)]
+            line = style.LINES[(m if len(metrics) > 1 else g) % len(style.LINES)]
+            _curve(axes, _together(drawn, metric, x, group), color, line, " ".join(names) or metric)
+    axes.set_xlabel(AXES[x])
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if x in ("tokens", "examples"):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if len(groups) == 1 and len(runs) > 1:
+        axes.set_title(f"{next(iter(groups))}, {len(runs)} runs".removeprefix(", "))
+    axes.legend()
+    return figure
+
+
+def differences(runs: Sequence[Run]) -> Callable[[Run], str]:
+    """A label function: the leaves, other than seeds, in which these runs' configs differ."""
+    flat = {id(run): dict(leaves(run.config)) for run in runs}
+    names = sorted({name for config in flat.values() for name in config if name.split(".")[-1] != "seed"})
+    told = [n for n in names if len({repr(config.get(n)) for config in flat.values()}) > 1]
+    return lambda run: ", ".join(f"{n.split('.')[-1]} {flat[id(run)].get(n)}" for n in told)
+
+
+def _logged(metrics: Sequence[str], tables) -> list[str]:
+    """Those metrics that some run logged; of LOSSES one is enough, others must all be there."""
+    known = {name for table in tables for name in table if table[name].notna().any()}
+    found = [metric for metric in metrics if metric in known]
+    if not found or (len(found) < len(metrics) and tuple(metrics) != LOSSES):
+        missing = ", ".join(metric for metric in metrics if metric not in known)
+        raise ValueError(f"no run logged {missing}; logged: {', '.join(sorted(known - AXES.keys()))}")
+    return found
+
+
+def _together(tables: Sequence[pd.DataFrame], metric: str, x: str, group: str) -> pd.DataFrame:
+    """Columns x, mean, deviation (0 for one run) at the steps that all runs logged."""
+    if any(x not in table or table[x].isna().all() for table in tables):
+        raise ValueError(f"no {x!r} was logged for {metric}; allowed here: step, seconds")
+    rows = [table.assign(at=table["step"]).set_index("at")[[x, metric]].dropna() for table in tables]
+    joined = pd.concat(rows, axis=1, join="inner", keys=range(len(rows)))
+    if joined.empty:
+        raise ValueError(f"the runs of group {group!r} have no logged step of {metric} in common")
+    values = joined.xs(metric, axis=1, level=1)
+    deviation = values.std(axis=1, ddof=1) if len(rows) > 1 else 0.0 * values.iloc[:, 0]
+    return pd.DataFrame(
+        {"x": joined.xs(x, axis=1, level=1).mean(axis=1), "mean": values.mean(axis=1), "deviation": deviation}
+    ).sort_index()
+
+
+def _curve(axes: Axes, table: pd.DataFrame, color, linestyle, label: str) -> None:
+    x, mean, deviation = (table[name].to_numpy() for name in ("x", "mean", "deviation"))
+    marker = "o" if len(x) == 1 else None  # a line of one point is not seen
+    axes.plot(x, mean, color=color, linestyle=linestyle, marker=marker, label=label)
+    if deviation.any():
+        low, high = mean - deviation, mean + deviation
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=f"_{label}")

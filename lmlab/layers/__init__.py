@@ -1,0 +1,1 @@
+"""Pure Flax modules that every model is made of."""

@@ -1,0 +1,100 @@
+"""Products with weights: `matmul` and `einsum`, the only places that know about precision, and the layers on them.
+
+Precision is JAX's own setting, `jax_default_matmul_precision`. Under "bfloat16" the operands of a
+product, forward and backward, are rounded to bfloat16, and sums and results stay float32; under any
+other value the product is plain. Parameters and activations are float32 always.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def compute_dtype():
+    """The type in which the operands of a product meet: bfloat16 or float32."""
+    return jnp.bfloat16 if jax.config.jax_default_matmul_precision == "bfloat16" else jnp.float32
+
+
+def einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`jnp.einsum` of two arrays at the set precision. `spec` names every axis and sums none of one array alone."""
+    if compute_dtype() == jnp.bfloat16:
+        return _rounded_einsum(spec, x.astype(jnp.float32), y.astype(jnp.float32))
+    return jnp.einsum(spec, x, y)
+
+
+def matmul(x: Float[Array, "... D"], w: Float[Array, "D F"]) -> Float[Array, "... F"]:
+    """x @ w, where a weight meets an activation."""
+    # Two-dimensional operands: the transposes of the backward pass then cost no copy on a CPU.
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return einsum("nd,df->nf", rows, w).reshape(*x.shape[:-1], w.shape[-1])
+
+
+# Autodiff alone would multiply a float32 cotangent with a bfloat16 operand, which no tensor core
+# takes, and then round the gradient to bfloat16: hence a rule of our own.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded_einsum(spec, x, y):
+    return _forward(spec, x, y)[0]
+
+
+def _forward(spec, x, y):
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32), (x, y)
+
+
+def _backward(spec, operands, cotangent):
+    x, y = operands
+    inputs, out = spec.split("->")
+    first, second = inputs.split(",")
+    cotangent = cotangent.astype(jnp.bfloat16)
+    to_first = jnp.einsum(f"{out},{second}->{first}", cotangent, y, preferred_element_type=jnp.float32)
+    to_second = jnp.einsum(f"{first},{out}->{second}", x, cotangent, preferred_element_type=jnp.float32)
+    return to_first, to_second
+
+
+_rounded_einsum.defvjp(_forward, _backward)
+
+
+class Dense(nn.Module):
+    """y = x W + b over the last axis. `axes`: the logical names of W's two axes."""
+
+    features: int
+    use_bias: bool = True
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        y = matmul(x, self.param("kernel", init, (x.shape[-1], self.features)))
+        if self.use_bias:
+            init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+            bias = self.param("bias", init, (self.features,))
+            y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+        return y
+
+
+class Embed(nn.Module):
+    """A row of the table for each number; `attend` is the product with the same table, for tied outputs."""
+
+    num_embeddings: int
+    features: int
+    axes: tuple[str | None, str | None] = ("vocab", "embed")
+    embedding_init: Callable = nn.initializers.normal(0.02)
+
+    def setup(self):
+        init = nn.with_logical_partitioning(self.embedding_init, self.axes)
+        self.embedding = self.param("embedding", init, (self.num_embeddings, self.features))
+
+    def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+        # A token past the table gives NaN (the mode of `take`), which stops a run, not a wrong row.
+        return jnp.take(self.embedding, tokens, axis=0)
+
+    def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Logits x E^T."""
+        return matmul(x, self.embedding.T)

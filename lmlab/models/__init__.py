@@ -1,0 +1,1 @@
+"""One file a family: its module and, where it is its own, its objective."""

@@ -1,0 +1,123 @@
+"""Where training batches come from: arrays on the device, or a Grain stream.
+
+Both address examples by number. The examples of step s are a function of (seed, s) alone, so a
+run resumes exactly, on any number of devices or hosts, with nothing to carry but the step.
+
+An epoch visits every example once, in an order of its own: `shuffled` is a permutation that can be
+asked for one index at a time. Of N examples an epoch uses the first floor(N / B) * B of its order.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+ROUNDS = 32
+GOLDEN = 0x9E3779B9  # 2^32 / the golden ratio: consecutive multiples spread over all words
+
+
+def shuffled(index, size: int, seed, epoch, xp=jnp):
+    """Positions `index` of a pseudo-random permutation of range(size), one for each seed and epoch.
+
+    The swap-or-not shuffle (Hoang, Morris and Rogaway 2012): in each round x changes places with its
+    partner K_r - x (mod size) when a hash of the larger of the two is odd. Each round is a bijection for
+    any size, so no table is needed. `xp` is jax.numpy inside a step, numpy on the host: the same numbers.
+    """
+    with np.errstate(over="ignore"):
+        x = xp.asarray(index, xp.uint32)
+        n = xp.uint32(size)
+        base = _mix(_mix(xp.asarray(seed, xp.uint32), xp) ^ (xp.asarray(epoch, xp.uint32) + xp.uint32(GOLDEN)), xp)
+        for r in range(ROUNDS):
+            key = _mix(base + xp.uint32((r + 1) * GOLDEN % 2**32), xp)
+            partner = (key % n + n - x) % n
+            odd = _mix(xp.maximum(x, partner) ^ key, xp) & xp.uint32(1)
+            x = xp.where(odd == 1, partner, x)
+        return x.astype(xp.int32)
+
+
+def _mix(x, xp):
+    """The 32-bit finalizer of MurmurHash3 (Appleby): every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> xp.uint32(16))) * xp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> xp.uint32(13))) * xp.uint32(0xC2B2AE35)
+    return x ^ (x >> xp.uint32(16))
+
+
+def rows(data: PyTree, indices, epoch) -> PyTree:
+    """The examples `indices` of arrays whose leading axis counts examples."""
+    del epoch
+    return jax.tree.map(lambda array: array[indices], data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What both kinds know: how many examples there are and which of them make the batch of a step."""
+
+    num_examples: int
+    batch_size: int
+    seed: Any
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, received {self.batch_size}")
+        if self.num_examples < self.batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is more than the {self.num_examples} training examples")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_examples // self.batch_size
+
+    def indices(self, step, shard: Any = 0, num_shards: int = 1, xp=jnp):
+        """(epoch, the shard's indices) of the batch that makes step `step` into `step + 1`."""
+        epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
+        share = self.batch_size // num_shards
+        first = position * self.batch_size + shard * share
+        return epoch, shuffled(first + xp.arange(share, dtype=xp.int32), self.num_examples, self.seed, epoch, xp)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resident(Source):
+    """Data small enough to live on the device; the step itself picks its rows.
+
+    data: arrays, given to every device. take: `take(data, indices, epoch) -> batch`, traced.
+    """
+
+    data: PyTree
+    take: Callable[[PyTree, Any, Any], PyTree] = rows
+
+    def batch(self, data: PyTree, step, shard: Any = 0, num_shards: int = 1) -> PyTree:
+        epoch, indices = self.indices(step, shard, num_shards)
+        return self.take(data, indices, epoch)
+
+    def example(self) -> PyTree:
+        """The first batch, on the host's behalf: for shapes and for looking."""
+        return self.batch(self.data, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream(Source):
+    """Data read by the host while the device works, through Grain.
+
+    load: `load(indices, epoch) -> batch` of numpy arrays, called from a reading thread.
+    """
+
+    load: Callable[[np.ndarray, int], PyTree]
+    buffer: int = 8
+
+    def open(self, shard: int = 0, num_shards: int = 1):
+        """A Grain iterator over this process's share of the batches; `get_state` is the next step."""
+        import grain.python as grain
+
+        def batch(step):
+            epoch, indices = self.indices(step, shard, num_shards, np)
+            return self.load(indices, int(epoch))
+
+        steps = grain.MapDataset.range(2**31 - 1).map(batch)
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=self.buffer)))
+
+    def example(self) -> PyTree:
+        epoch, indices = self.indices(0, xp=np)
+        return self.load(indices, int(epoch))

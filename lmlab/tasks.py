@@ -1,0 +1,79 @@
+"""The objectives that families share: next token, reconstruction."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lmlab.experiment import Mean, PyTree
+
+Batch = dict[str, Any]
+
+
+def cross_entropy(logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """-log softmax(logits)[label], in nats."""
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def binary_cross_entropy(logits: Float[Array, "*B"], targets: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """-t log s(x) - (1 - t) log(1 - s(x)), s the sigmoid: max(x, 0) - x t + log(1 + exp(-|x|)), in nats."""
+    return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def _init(model, key, *inputs) -> tuple[PyTree, dict[str, PyTree]]:
+    collections = dict(model.init(key, *inputs))
+    return collections.pop("params"), collections
+
+
+def _apply(model, params, collections, key, train, *inputs):
+    rngs = {"dropout": key} if train else None
+    return model.apply({"params": params, **collections}, *inputs, train=train, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy in nats of each token given those before it.
+
+    The model maps tokens (B, T) to logits (B, T, V). A batch is {"tokens": (B, T+1)} and, where some
+    targets do not count, {"mask": (B, T)}: 1 for those that do.
+    """
+
+    model: nn.Module
+
+    def init(self, key, batch: Batch) -> tuple[PyTree, dict[str, PyTree]]:
+        return _init(self.model, key, batch["tokens"][:, :-1])
+
+    def loss(
+        self, params, collections, batch: Batch, key, train: bool
+    ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
+        inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+        logits = _apply(self.model, params, collections, key, train, inputs)
+        mask = batch.get("mask")
+        loss = Mean.of(cross_entropy(logits, targets), mask)
+        right = (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
+        return loss, {"loss": loss, "accuracy": Mean.of(right, mask)}, collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct:
+    """Binary cross-entropy of images from their reconstruction, the mean over pixels and examples.
+
+    The model maps images (B, ...) to logits of the same shape. A batch is {"image": (B, ...) in [0, 1]}
+    and, where some examples are padding, {"mask": (B,)}: 0 for those.
+    """
+
+    model: nn.Module
+
+    def init(self, key, batch: Batch) -> tuple[PyTree, dict[str, PyTree]]:
+        return _init(self.model, key, batch["image"])
+
+    def loss(
+        self, params, collections, batch: Batch, key, train: bool
+    ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
+        logits = _apply(self.model, params, collections, key, train, batch["image"])
+        loss = Mean.of(binary_cross_entropy(logits, batch["image"]), batch.get("mask"))
+        return loss, {"loss": loss}, collections

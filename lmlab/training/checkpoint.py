@@ -1,0 +1,173 @@
+"""Checkpoints by Orbax: asynchronous, the newest and the best kept, damaged ones stepped over.
+
+A checkpoint has three items: `variables` (params, collections, ema: all that sampling and fine-tuning
+read), `training` (step and optimizer state) and `loop` (JSON: where the data stand, and the sums of the
+unfinished log interval).
+"""
+
+import errno
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policy
+
+from lmlab.training.state import State
+
+
+class DiskFull(OSError):
+    """No room for a checkpoint; the last good one is untouched."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. `best`: the metric whose lowest checkpoint is kept besides the newest `keep`."""
+
+    def __init__(self, folder: Path, keep: int = 1, best: str = ""):
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every file it writes
+        self.folder, self.best = folder.absolute(), best
+        policies = [keep_policy.LatestN(keep)]
+        if best:
+            policies.append(keep_policy.BestN(get_metric_fn=_value, reverse=True, n=1))
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep_policy.AnyPreservationPolicy(policies),
+                best_fn=_value if best else None,
+                best_mode="min",
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+            item_handlers={
+                "variables": ocp.StandardCheckpointHandler(),
+                "training": ocp.StandardCheckpointHandler(),
+                "loop": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self.manager.all_steps())
+
+    @property
+    def best_step(self) -> int | None:
+        return self.manager.best_step() if self.best else None
+
+    def save(self, state: State, loop: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Starts saving; returns when the arrays are copied. An earlier save that failed is reported here."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        value = (metrics or {}).get(self.best, math.inf) if self.best else math.inf
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(_variables(state)),
+                    training=ocp.args.StandardSave(_training(state)),
+                    loop=ocp.args.JsonSave(dict(loop)),
+                ),
+                metrics={"value": value if math.isfinite(value) else 1e30} if self.best else None,
+                force=True,
+            )
+        except BaseException as error:
+            raise _explain(error, self.folder) from error
+
+    def wait(self) -> None:
+        try:
+            self.manager.wait_until_finished()
+        except BaseException as error:
+            raise _explain(error, self.folder) from error
+
+    def restore(self, state: State) -> tuple[State, dict[str, Any]] | None:
+        """(state, loop) of the newest whole checkpoint, shaped and placed like `state`; None if there is none.
+
+        One that cannot be read is named and set aside as `damaged-<step>`, and the one before it taken.
+        """
+        for step in reversed(self.steps):
+            try:
+                saved = self.manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        variables=ocp.args.StandardRestore(_variables(state)),
+                        training=ocp.args.StandardRestore(_training(state)),
+                        loop=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:
+                if len(self.steps) == 1:
+                    raise RuntimeError(f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}") from error
+                print(f"warning: checkpoint {step} is damaged ({_first_line(error)}); using the one before it", flush=True)
+                self._set_aside(step)
+                continue
+            variables, training = saved["variables"], saved["training"]
+            step, opt_state = training["step"], training["opt_state"]
+            return State(
+                step, variables["params"], opt_state, variables["collections"], variables.get("ema")
+            ), saved["loop"]
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        target = self.folder.parent / f"damaged-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        (self.folder / str(step)).rename(target)
+        self.manager.reload()
+
+    def variables(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """(step, parameters and collections alone), as NumPy arrays, whatever devices they were saved from."""
+        steps = [step] if step is not None else list(reversed(self.steps))
+        for number, step in enumerate(steps):
+            try:
+                shapes = self.manager.item_metadata(step)["variables"]
+                abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _tree(shapes))
+                saved = self.manager.restore(
+                    step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
+                )["variables"]
+            except Exception as error:
+                if number + 1 == len(steps):
+                    raise RuntimeError(f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}") from error
+                print(f"warning: checkpoint {step} is damaged; using the one before it", flush=True)
+                continue
+            return step, {"params": saved.get("ema") or saved["params"], **saved["collections"]}
+        raise FileNotFoundError(f"no checkpoint in {self.folder}")
+
+    def close(self) -> None:
+        self.wait()
+        self.manager.close()
+
+
+def _value(metrics) -> float:
+    return metrics["value"]
+
+
+def _variables(state: State) -> dict[str, Any]:
+    variables = {"params": state.params, "collections": state.collections}
+    return variables if state.ema is None else {**variables, "ema": state.ema}
+
+
+def _training(state: State) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _tree(metadata):
+    return getattr(metadata, "tree", metadata)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _explain(error: BaseException, folder: Path) -> BaseException:
+    """A full disk, found in the chain of whatever was raised on top of it; or the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(text in str(cause) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC")):
+            return DiskFull(errno.ENOSPC, f"no room for a checkpoint in {folder}; the last good one is kept")
+        cause = cause.__cause__ or cause.__context__
+    return error

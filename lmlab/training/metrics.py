@@ -1,0 +1,125 @@
+"""Where numbers go while a model trains: metrics.jsonl, TensorBoard, Weights & Biases, the progress bar."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+PEAK_FLOPS = {  # dense, of one chip, from the makers' data sheets
+    "H100": {"bf16": 989e12, "tf32": 494e12, "float32": 67e12},
+    "H200": {"bf16": 989e12, "tf32": 494e12, "float32": 67e12},
+    "A100": {"bf16": 312e12, "tf32": 156e12, "float32": 19.5e12},
+    "L4": {"bf16": 121e12, "tf32": 60e12, "float32": 30e12},
+    "RTX 4090": {"bf16": 165e12, "tf32": 83e12, "float32": 83e12},
+    "TPU v4": {"bf16": 275e12},
+    "TPU v5 lite": {"bf16": 197e12},
+    "TPU v5": {"bf16": 459e12},
+    "TPU v6 lite": {"bf16": 918e12},
+}
+
+
+def peak_flops(device_kind: str, precision: str) -> float:
+    """FLOP/s of one device at a precision; nan where the table does not know it (CPUs)."""
+    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
+        if name in device_kind:
+            return PEAK_FLOPS[name].get(precision, math.nan)
+    return math.nan
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Writers:
+    """One row a log interval, to every place that wants it. On resuming, rows after the checkpoint go."""
+
+    def __init__(self, folder: Path, step: int, wandb: str = "", config: Mapping | None = None):
+        from tensorboardX import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        rows = [row for row in read(path) if row["step"] <= step]
+        temporary = folder / "metrics.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(path)
+        self.seconds = max((row["seconds"] for row in rows), default=0.0)
+        self.file = path.open("a")
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if rows else None)
+        self.wandb = None
+        if wandb:
+            try:
+                import wandb as library
+            except ImportError:
+                raise ValueError("--wandb needs the package wandb: pip install 'lmlab[wandb]'") from None
+            self.wandb = library.init(project=wandb, dir=str(folder), config=dict(config or {}), resume="allow")
+
+    def write(self, row: Mapping[str, float]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for name, value in row.items():
+            if "/" in name:
+                self.events.add_scalar(name, value, row["step"])
+        if self.wandb:
+            self.wandb.log(dict(row), step=row["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        self.events.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+class Progress:
+    """A bar with loss, speed, time left and MFU on a terminal; on anything else, a line an evaluation."""
+
+    def __init__(self, total: int, step: int, unit: str = "examples"):
+        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.unit = unit
+
+    def advance(self, steps: int) -> None:
+        self.bar.update(steps)
+
+    def show(self, row: Mapping[str, float]) -> None:
+        shown = {"loss": f"{row['train/loss']:.4f}"} if "train/loss" in row else {}
+        speed = row.get(f"speed/{self.unit}_per_second")
+        if speed:
+            shown[f"{self.unit}/s"] = f"{speed:,.0f}"
+        if "speed/mfu" in row:
+            shown["MFU"] = f"{row['speed/mfu']:.1%}"
+        self.bar.set_postfix(shown)
+
+    def say(self, text: str) -> None:
+        if self.bar.disable:
+            print(text, flush=True)
+        else:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class Timer:
+    """Seconds spent training: compilation, evaluations and saving are left out by `pause`."""
+
+    def __init__(self, seconds: float):
+        self.before, self.started = seconds, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (time.perf_counter() - self.started if self.started is not None else 0.0)
+
+    def pause(self) -> None:
+        self.before, self.started = self.seconds, None
+
+    def go_on(self) -> None:
+        self.started = time.perf_counter()

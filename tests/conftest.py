@@ -1,0 +1,72 @@
+"""Set before JAX is imported: eight CPU devices, shapes checked at run time, warnings as errors."""
+
+import os
+import platform
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+# Eight virtual devices on two cores wait for one another in every collective: with fewer than two threads
+# a device in the pool, some never get one and the process hangs or aborts.
+os.environ["NPROC"] = str(max(16, int(os.environ.get("NPROC", 0))))
+os.environ["MPLBACKEND"] = "Agg"
+
+from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintPep3119Exception
+from jaxtyping import install_import_hook
+
+
+def check(function):
+    """Checks annotations at every call; an int passes for a float, as everywhere in Python."""
+    try:
+        return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+    except BeartypeDecorHintPep3119Exception:  # names a Protocol that is not runtime_checkable
+        return function
+
+
+sys.modules["lmlab_checker"] = types.ModuleType("lmlab_checker")  # the hook wants a name that can be imported
+sys.modules["lmlab_checker"].check = check
+install_import_hook("lmlab", "lmlab_checker.check")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+def cache_folder() -> Path:
+    """Compiled programs of earlier test runs, by machine: another processor must not be given them."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "lmlab" / f"tests-{platform.node()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / "lmlab-tests"
+    return folder
+
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny_text() -> str:
+    """A few thousand characters that a tiny model can learn: ten lines, over and over."""
+    lines = [f"{first} sees {second}.\n" for first in ("the cat", "a dog") for second in "abcde"]
+    return "".join(lines) * 25
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real data: $LMLAB_DATA, or shared/data beside the checkout; without either the test skips."""
+    given = os.environ.get("LMLAB_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    if given and not folder.is_dir():
+        raise FileNotFoundError(f"LMLAB_DATA names no folder: {given!r}")
+    if not folder.is_dir():
+        pytest.skip("needs real data: set LMLAB_DATA to their folder")
+    return folder
