@@ -52,7 +52,14 @@ def get_config(variant=""):
         log_every="1 %",
         evaluate_every="5 %",
         checkpoint={"every": "5 %", "best": "validation/loss"},
-        model={"num_layers": 6, "num_heads": 6, "d_model": 384, "context": 256, "dropout": 0.2, "bias": False},
+        model={
+            "num_layers": 6,
+            "num_heads": 6,
+            "d_model": 384,
+            "context": 256,
+            "dropout": 0.2,
+            "bias": False,
+        },
         data={"path": "text/tinyshakespeare.txt"},
         optimizer={
             "learning_rate": 1e-3,

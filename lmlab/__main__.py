@@ -15,22 +15,18 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped by SIGTERM with the state 
 """
 
 import difflib
-import inspect
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
+from absl.flags import Error as FlagError
+
+from lmlab.flags import Flags, Helped, UsageError, value
 
 STOPPED = {signal.SIGTERM: 75, signal.SIGINT: 130}
-
-
-class UsageError(ValueError):
-    """A command line that asks for something that is not there."""
 
 
 def train(argv: list[str]) -> int:
@@ -42,19 +38,19 @@ def train(argv: list[str]) -> int:
 
     Durations: "2000 steps", "5 epochs", "1e6 examples"; intervals also "10 %"; a bare number means steps.
     """
-    fv = _flags("train")
-    flags.DEFINE_string("workdir", None, "directory of the run; made if it is not there", flag_values=fv)
-    flags.DEFINE_string("wandb", "", "project to log to at Weights & Biases", flag_values=fv)
-    flags.DEFINE_boolean("profile", False, "write a trace for TensorBoard or Perfetto to WORKDIR/profile", flag_values=fv)
-    workdir = _value(argv, "workdir")
-    if workdir and not _value(argv, "config") and (Path(workdir) / "run.json").exists():
+    fv = Flags(train.__doc__)
+    fv.string("workdir", "", "directory of the run; made if it is not there")
+    fv.string("wandb", "", "project to log to at Weights & Biases")
+    fv.boolean("profile", False, "write a trace for TensorBoard or Perfetto to WORKDIR/profile")
+    workdir = value(argv, "workdir")
+    if workdir and not value(argv, "config") and (Path(workdir) / "run.json").exists():
         from lmlab.run import Run
 
         argv = [f"--config={Run(workdir).spec}", *argv]
-        spec, overrides = "", _config(fv, argv, required=True)[1]
+        spec, overrides = "", fv.config(argv, required=True)[1]
     else:
-        spec, overrides = _config(fv, argv, required=False)
-    _require(fv, "workdir")
+        spec, overrides = fv.config(argv)
+    fv.require("workdir")
     from lmlab import run
     from lmlab.training.loop import Stopped
 
@@ -62,7 +58,9 @@ def train(argv: list[str]) -> int:
         done = run.train(spec, fv.workdir, overrides, wandb=fv.wandb, profile=fv.profile)
     except Stopped as stopped:
         number, step = stopped.args
-        print(f"stopped by {signal.Signals(number).name} after step {step}; saved. To go on: lmlab train --workdir={fv.workdir}")
+        print(
+            f"stopped by {signal.Signals(number).name} after step {step}; saved. To go on: lmlab train --workdir={fv.workdir}"
+        )
         return STOPPED[number]
     print(f"done: {done.folder}  (lmlab evaluate, sample or figures --workdir={done.folder})")
     return 0
@@ -71,17 +69,17 @@ def train(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     """All evaluations of a run, or of each run below a folder, test splits among them.
 
-        lmlab evaluate --workdir=runs/gpt
-        lmlab evaluate --workdir=runs/gpt --checkpoint=best
-        lmlab evaluate --workdir=runs/gpt-seeds --record     # writes results/<experiment>-<variant>.json
+    lmlab evaluate --workdir=runs/gpt
+    lmlab evaluate --workdir=runs/gpt --checkpoint=best
+    lmlab evaluate --workdir=runs/gpt-seeds --record     # writes results/<experiment>-<variant>.json
     """
-    fv = _flags("evaluate")
-    flags.DEFINE_string("workdir", None, "a run, or a folder of runs that differ in their seed", flag_values=fv)
-    flags.DEFINE_string("checkpoint", "", "a step, or best; the newest if not given", flag_values=fv)
-    flags.DEFINE_boolean("record", False, "write results/<experiment>-<variant>.json", flag_values=fv)
-    flags.DEFINE_string("results", "results", "folder of --record", flag_values=fv)
-    _parse(fv, argv)
-    _require(fv, "workdir")
+    fv = Flags(evaluate.__doc__)
+    fv.string("workdir", "", "a run, or a folder of runs that differ in their seed")
+    fv.string("checkpoint", "", "a step, or best; the newest if not given")
+    fv.boolean("record", False, "write results/<experiment>-<variant>.json")
+    fv.string("results", "results", "folder of --record")
+    fv.parse(argv)
+    fv.require("workdir")
     from lmlab import run
     from lmlab.evaluation import results
 
@@ -89,7 +87,10 @@ def evaluate(argv: list[str]) -> int:
     scores = []
     for each in runs:
         scores.append(results.score(each, _checkpoint(fv.checkpoint)))
-        print(f"{each.folder}: " + ", ".join(f"{key} {value:.5g}" for key, value in scores[-1].items()), flush=True)
+        print(
+            f"{each.folder}: " + ", ".join(f"{key} {value:.5g}" for key, value in scores[-1].items()),
+            flush=True,
+        )
     if len(runs) > 1 or fv.record:
         print(results.summary(runs, scores))
     if fv.record:
@@ -104,11 +105,11 @@ def sample(argv: list[str]) -> int:
 
     The flags below --seed are the experiment's own: with --workdir, --help shows those of its sampler.
     """
-    fv = _flags("sample")
-    flags.DEFINE_string("workdir", None, "directory of the run", flag_values=fv)
-    flags.DEFINE_integer("seed", 0, "of the random draws", flag_values=fv)
-    flags.DEFINE_string("checkpoint", "", "a step, or best; the newest if not given", flag_values=fv)
-    workdir = _value(argv, "workdir")
+    fv = Flags(sample.__doc__)
+    fv.string("workdir", "", "directory of the run")
+    fv.integer("seed", 0, "of the random draws")
+    fv.string("checkpoint", "", "a step, or best; the newest if not given")
+    workdir = value(argv, "workdir")
     options: list[str] = []
     run = None
     if workdir:
@@ -117,10 +118,10 @@ def sample(argv: list[str]) -> int:
         run = Run(workdir)
         if run.experiment.sample is None:
             raise UsageError(f"{run.path} cannot be sampled from: its experiment has no sampler")
-        options = _define_options(fv, run.experiment.sample)
-    _parse(fv, argv)
-    _require(fv, "workdir")
-    chosen = {name: fv[name].value for name in options}
+        options = fv.options(run.experiment.sample)
+    fv.parse(argv)
+    fv.require("workdir")
+    chosen = {name: getattr(fv, name) for name in options}
     drawn = run.sample(seed=fv.seed, checkpoint=_checkpoint(fv.checkpoint), **chosen)
     for number, text in enumerate(drawn.texts):
         print(f"--- {number + 1} of {len(drawn.texts)} ---\n{text}" if len(drawn.texts) > 1 else text)
@@ -132,13 +133,13 @@ def sample(argv: list[str]) -> int:
 def figures(argv: list[str]) -> int:
     """Draws the figures of a run, or of all runs below a folder: PNG, PDF and the CSV behind each.
 
-        lmlab figures --workdir=runs/gpt
+    lmlab figures --workdir=runs/gpt
     """
-    fv = _flags("figures")
-    flags.DEFINE_string("workdir", None, "a run, or a folder of runs of one experiment", flag_values=fv)
-    flags.DEFINE_string("output", "", "where to write; WORKDIR/figures if not given", flag_values=fv)
-    _parse(fv, argv)
-    _require(fv, "workdir")
+    fv = Flags(figures.__doc__)
+    fv.string("workdir", "", "a run, or a folder of runs of one experiment")
+    fv.string("output", "", "where to write; WORKDIR/figures if not given")
+    fv.parse(argv)
+    fv.require("workdir")
     from lmlab import run
     from lmlab.figures import style
 
@@ -152,17 +153,21 @@ def figures(argv: list[str]) -> int:
 
 def list_experiments(argv: list[str]) -> int:
     """The experiments of a folder: family, paper, variants, one line each. Imports none of them."""
-    fv = _flags("list")
-    flags.DEFINE_string("folder", "experiments", "where the experiment files are", flag_values=fv)
-    _parse(fv, argv)
+    fv = Flags(list_experiments.__doc__)
+    fv.string("folder", "experiments", "where the experiment files are")
+    fv.parse(argv)
     from lmlab.experiment import describe
 
     files = sorted(Path(fv.folder).glob("*.py"))
     if not files:
-        raise FileNotFoundError(f"no experiment files in {fv.folder!r}; run from the folder that has experiments/, or give --folder")
+        raise FileNotFoundError(
+            f"no experiment files in {fv.folder!r}; run from the folder that has experiments/, or give --folder"
+        )
     for path in files:
         facts = describe(path)
-        print(f"{path}  [{facts['FAMILY']}]  {facts['PAPER']}\n    {facts['doc'].splitlines()[0] if facts['doc'] else ''}")
+        print(
+            f"{path}  [{facts['FAMILY']}]  {facts['PAPER']}\n    {facts['doc'].splitlines()[0] if facts['doc'] else ''}"
+        )
         for name, line in facts["VARIANTS"].items():
             print(f"      :{name:<12} {line}")
     return 0
@@ -171,13 +176,13 @@ def list_experiments(argv: list[str]) -> int:
 def data(argv: list[str]) -> int:
     """What a model is fed: sizes, shapes, and the first batch as a person would read it.
 
-        lmlab data --config=experiments/gpt_char.py:demo
-        lmlab data --config=experiments/autoencoder.py:demo --output=batch.png
+    lmlab data --config=experiments/gpt_char.py:demo
+    lmlab data --config=experiments/autoencoder.py:demo --output=batch.png
     """
-    fv = _flags("data")
-    flags.DEFINE_string("output", "batch.png", "where an image grid is written", flag_values=fv)
-    flags.DEFINE_integer("examples", 8, "how many examples of the batch to show", flag_values=fv)
-    spec, overrides = _config(fv, argv, required=True)
+    fv = Flags(data.__doc__)
+    fv.string("output", "batch.png", "where an image grid is written")
+    fv.integer("examples", 8, "how many examples of the batch to show")
+    spec, overrides = fv.config(argv, required=True)
     import jax
     import numpy as np
 
@@ -188,7 +193,9 @@ def data(argv: list[str]) -> int:
     experiment = module.build(config, Assets())
     source = experiment.train_data()
     clock = config_lib.Clock(config.duration, source.batch_size, source.num_examples)
-    print(f"training: {source.num_examples:,} examples, {source.steps_per_epoch:,} batches of {source.batch_size} an epoch")
+    print(
+        f"training: {source.num_examples:,} examples, {source.steps_per_epoch:,} batches of {source.batch_size} an epoch"
+    )
     print(f"the run: {clock.total:,} steps, {clock.total / source.steps_per_epoch:.2f} epochs")
     for name, evaluation in experiment.evaluations.items():
         if hasattr(evaluation, "data"):
@@ -198,7 +205,9 @@ def data(argv: list[str]) -> int:
     batch = source.example()
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         leaf = np.asarray(leaf)
-        print(f"batch{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)} from {leaf.min()} to {leaf.max()}")
+        print(
+            f"batch{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)} from {leaf.min()} to {leaf.max()}"
+        )
     if experiment.show is not None:
         shown = experiment.show(jax.tree.map(lambda leaf: np.asarray(leaf)[: fv.examples], batch))
         for text in shown.texts:
@@ -214,13 +223,15 @@ def data(argv: list[str]) -> int:
 def compare(argv: list[str]) -> int:
     """Runs side by side: the leaves in which they differ, final metrics, curves on one figure.
 
-        lmlab compare runs/a runs/b --output=compare
+    lmlab compare runs/a runs/b --output=compare
     """
-    fv = _flags("compare")
-    flags.DEFINE_string("output", "compare", "folder of the figure", flag_values=fv)
-    folders = _parse(fv, argv, positional=True)
+    fv = Flags(compare.__doc__)
+    fv.string("output", "compare", "folder of the figure")
+    folders = fv.parse(argv, positional=True)
     if len(folders) < 2:
-        raise UsageError(f"compare wants two runs or more, received {len(folders)}: lmlab compare runs/a runs/b")
+        raise UsageError(
+            f"compare wants two runs or more, received {len(folders)}: lmlab compare runs/a runs/b"
+        )
     from lmlab import config as config_lib
     from lmlab.figures import curves, style
     from lmlab.run import Run
@@ -229,9 +240,17 @@ def compare(argv: list[str]) -> int:
     flat = [dict(config_lib.leaves(run.config)) for run in runs]
     keys = [key for key in dict.fromkeys(key for leaves in flat for key in leaves)]
     rows = [["experiment", *(run.spec for run in runs)]]
-    rows += [[key, *(str(leaves.get(key, "-")) for leaves in flat)] for key in keys if len({repr(f.get(key)) for f in flat}) > 1]
+    rows += [
+        [key, *(str(leaves.get(key, "-")) for leaves in flat)]
+        for key in keys
+        if len({repr(f.get(key)) for f in flat}) > 1
+    ]
     last = [run.metrics().ffill().iloc[-1].to_dict() for run in runs]
-    names = [name for name in dict.fromkeys(name for row in last for name in row) if "/" in name or name in ("step", "seconds")]
+    names = [
+        name
+        for name in dict.fromkeys(name for row in last for name in row)
+        if "/" in name or name in ("step", "seconds")
+    ]
     rows += [[name, *(f"{row[name]:.5g}" if name in row else "-" for row in last)] for name in names]
     widths = [max(len(row[i]) for row in [["", *map(str, folders)], *rows]) for i in range(len(runs) + 1)]
     for row in [["", *map(str, folders)], *rows]:
@@ -262,15 +281,19 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
-        return _fail("lmlab", f"unknown command {name!r}; " + (f"did you mean {near[0]}?" if near else f"allowed: {', '.join(COMMANDS)}"))
+        return _fail(
+            "lmlab",
+            f"unknown command {name!r}; "
+            + (f"did you mean {near[0]}?" if near else f"allowed: {', '.join(COMMANDS)}"),
+        )
     _quiet()
     try:
         return COMMANDS[name](rest)
-    except _Help:
+    except Helped:
         return 0
     except BrokenPipeError:
         return 1
-    except (UsageError, flags.Error) as error:
+    except (UsageError, FlagError) as error:
         return _fail(f"lmlab {name}", error)
     except OSError as error:
         return _fail(f"lmlab {name}", _oserror(error), 1 if type(error).__name__ == "DiskFull" else 2)
@@ -278,109 +301,6 @@ def main(argv: list[str] | None = None) -> int:
         if not _ours(error):
             raise
         return _fail(f"lmlab {name}", error, 2 if isinstance(error, ValueError | TypeError) else 1)
-
-
-# -- flags --------------------------------------------------------------------------------------------
-
-
-class _Help(Exception):
-    """--help was printed."""
-
-
-def _flags(command: str) -> flags.FlagValues:
-    fv = flags.FlagValues()
-    fv.__dict__["__command"] = command
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=fv)
-    return fv
-
-
-def _parse(fv: flags.FlagValues, argv: list[str], positional: bool = False) -> list[str]:
-    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
-        _print_help(fv)
-        raise _Help
-    rest = fv(["lmlab", *argv])[1:]
-    if rest and not positional:
-        raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
-    return rest
-
-
-def _print_help(fv: flags.FlagValues) -> None:
-    print(inspect.getdoc(COMMANDS[fv.__dict__["__command"]]) + "\n\nFlags:")
-    for name in fv:
-        flag = fv[name]
-        if name not in ("help", "h"):
-            default = "" if flag.default in (None, "") else f"  (default {flag.default_as_str})"
-            print(f"  --{name}: {flag.help}{default}")
-
-
-def _config(fv: flags.FlagValues, argv: list[str], required: bool) -> tuple[str, dict]:
-    """(spec, overrides) of --config and --config.KEY; each key is looked up before ml_collections sees it."""
-    from ml_collections import config_flags
-
-    from lmlab import config as config_lib
-
-    spec = _value(argv, "config")
-    keys = [match.group(1) for match in (re.match(r"--?(?:no)?config\.([^=]+)", arg) for arg in argv) if match]
-    asks = {"--help", "-h"} & set(argv)
-    if spec:
-        config, _ = config_lib.load(spec)
-        for key in keys:
-            config_lib.check_key(config, key)
-        order = sorted(argv, key=lambda arg: not re.match(r"--?config(=|$)", arg))
-        if "--config" not in argv and "-config" not in argv:
-            argv = order  # --config first, wherever it was written
-        config_flags.DEFINE_config_file("config", None, "experiment FILE[:VARIANT]", flag_values=fv, sys_argv=["lmlab", *argv])
-        if asks:
-            _print_help(fv)
-            print(f"\nLeaves of {spec}:")
-            for key, value in config_lib.leaves(config):
-                print(f"  --config.{key}={value!r}")
-            raise _Help
-    else:
-        flags.DEFINE_string("config", None, "experiment FILE[:VARIANT]; `lmlab list` shows them", flag_values=fv)
-        if keys and not asks:
-            raise UsageError(f"--config.{keys[0]} without --config=FILE[:VARIANT]")
-        if required and not asks:
-            raise UsageError("--config=FILE[:VARIANT] is needed; `lmlab list` shows what there is")
-    _parse(fv, argv)
-    return (spec, dict(config_flags.get_override_values(fv["config"]))) if spec else ("", {})
-
-
-def _define_options(fv: flags.FlagValues, function: Callable) -> list[str]:
-    """Flags from a sampler's keywords: their names, defaults, and the lines of its docstring."""
-    doc = inspect.getdoc(function) or ""
-    names = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        told = re.search(rf"^{name}: (.*)$", doc, re.MULTILINE)
-        text, default = told.group(1) if told else "", parameter.default
-        if isinstance(default, bool):
-            flags.DEFINE_boolean(name, default, text, flag_values=fv)
-        elif isinstance(default, int):
-            flags.DEFINE_integer(name, default, text, flag_values=fv)
-        elif isinstance(default, float):
-            flags.DEFINE_float(name, default, text, flag_values=fv)
-        elif "Sequence" in str(parameter.annotation):
-            flags.DEFINE_multi_string(name, [default], text, flag_values=fv)
-        else:
-            flags.DEFINE_string(name, default, text, flag_values=fv)
-        names.append(name)
-    return names
-
-
-def _value(argv: list[str], name: str) -> str:
-    """The value of a flag, looked at before the flags are parsed."""
-    for i, arg in enumerate(argv):
-        match = re.fullmatch(rf"--?{name}(?:=(.*))?", arg, re.DOTALL)
-        if match:
-            return match.group(1) if match.group(1) is not None else (argv[i + 1] if i + 1 < len(argv) else "")
-    return ""
-
-
-def _require(fv: flags.FlagValues, name: str) -> None:
-    if not fv[name].value:
-        raise UsageError(f"--{name} is needed")
 
 
 def _checkpoint(text: str) -> int | str | None:
@@ -396,7 +316,9 @@ def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem for path in folder.iterdir()}
-    name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))) if name not in taken)
+    name = next(
+        name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))) if name not in taken
+    )
     written = []
     if drawn.texts:
         written.append(folder / f"{name}.txt")

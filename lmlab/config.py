@@ -24,7 +24,15 @@ on recent GPUs and bfloat16 on TPUs."""
 MODES = ("jit", "pmap")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
 OPTIMIZERS = ("adamw", "adam", "sgd")
-MAY_CHANGE = ("duration", "log_every", "evaluate_every", "checkpoint", "parallel", "data.path", "data.tfds_dir")
+MAY_CHANGE = (
+    "duration",
+    "log_every",
+    "evaluate_every",
+    "checkpoint",
+    "parallel",
+    "data.path",
+    "data.tfds_dir",
+)
 """What a resumed run may set anew (noted in run.json); any other difference is refused."""
 
 
@@ -192,7 +200,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in ("duration", "log_every", "evaluate_every", "checkpoint.every", "optimizer.warmup"):
         number, unit = parse_duration(_get(config, key), key)
         if key == "duration" and (number == 0 or unit == "%"):
-            raise ValueError(f"duration must be a positive number of steps, epochs or examples, received {config.duration!r}")
+            raise ValueError(
+                f"duration must be a positive number of steps, epochs or examples, received {config.duration!r}"
+            )
     optimizer = config.optimizer
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("parallel.mode", config.parallel.mode, MODES)
@@ -205,7 +215,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"accumulate {config.accumulate} does not divide batch_size {config.batch_size}")
     _rule("ema", config.ema, 0 <= config.ema < 1, "0 to 1, 1 not included")
     _rule("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "1 or more")
-    _rule("optimizer.learning_rate", optimizer.learning_rate, 0 <= optimizer.learning_rate < math.inf, "0 or more")
+    _rule(
+        "optimizer.learning_rate",
+        optimizer.learning_rate,
+        0 <= optimizer.learning_rate < math.inf,
+        "0 or more",
+    )
     _rule("optimizer.clip", optimizer.clip, optimizer.clip >= 0, "0 (none) or more")
     _rule("optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more")
     _rule("optimizer.final", optimizer.final, 0 <= optimizer.final <= 1, "0 to 1")
@@ -213,7 +228,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _rule(f"optimizer.{name}", optimizer[name], 0 <= optimizer[name] < 1, "0 to 1, 1 not included")
     axes = [config.parallel[axis] for axis in ("data", "fsdp", "tensor")]
     for axis, size in zip(("data", "fsdp", "tensor"), axes, strict=True):
-        _rule(f"parallel.{axis}", size, size == -1 or size >= 1, "1 or more, or -1 for the devices that remain")
+        _rule(
+            f"parallel.{axis}", size, size == -1 or size >= 1, "1 or more, or -1 for the devices that remain"
+        )
     if axes.count(-1) > 1:
         raise ValueError(f"parallel: only one axis may be -1, received data, fsdp, tensor = {axes}")
     if config.parallel.mode == "pmap" and axes[1:] != [1, 1]:

@@ -177,7 +177,7 @@ class Assets:
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
-    """"experiments/gpt_char.py:demo,cpu" -> (path, "demo,cpu"); no colon: the default variant."""
+    """ "experiments/gpt_char.py:demo,cpu" -> (path, "demo,cpu"); no colon: the default variant."""
     path, _, variant = str(spec).partition(":")
     return Path(path), variant
 
@@ -185,7 +185,9 @@ def split_spec(spec: str) -> tuple[Path, str]:
 def load_module(path: Path) -> ModuleType:
     """Imports an experiment file by path. Errors are one line: missing, or lacking part of the contract."""
     if not path.is_file():
-        raise FileNotFoundError(f"no experiment file {str(path)!r}; `lmlab list` shows those in ./experiments")
+        raise FileNotFoundError(
+            f"no experiment file {str(path)!r}; `lmlab list` shows those in ./experiments"
+        )
     name = f"lmlab_experiment_{path.stem}_{sha256(path)[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -205,7 +207,9 @@ def load_module(path: Path) -> ModuleType:
     for part in ("get_config", "build"):
         if not callable(getattr(module, part, None)):
             del sys.modules[name]
-            raise ValueError(f"{str(path)!r} has no {part}(): an experiment gives VARIANTS, get_config and build")
+            raise ValueError(
+                f"{str(path)!r} has no {part}(): an experiment gives VARIANTS, get_config and build"
+            )
     return module
 
 
@@ -215,7 +219,9 @@ def check_variant(module: ModuleType, variant: str) -> list[str]:
     parts = [part for part in variant.split(",") if part]
     for part in parts:
         if part not in known:
-            raise ValueError(f"unknown variant {part!r}; allowed: {', '.join(known) or 'none'} (combine by comma)")
+            raise ValueError(
+                f"unknown variant {part!r}; allowed: {', '.join(known) or 'none'} (combine by comma)"
+            )
     return parts
 
 

@@ -28,7 +28,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def train(
-    spec: str, workdir: str | Path, overrides: Mapping[str, Any] | None = None, *, wandb: str = "", profile: bool = False
+    spec: str,
+    workdir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    wandb: str = "",
+    profile: bool = False,
 ) -> "Run":
     """Trains an experiment, or goes on with the run that `workdir` holds.
 
@@ -68,30 +73,40 @@ def train(
 def check_new(folder: Path) -> None:
     """A new run wants a directory of its own that can be written to."""
     if folder.is_file():
-        raise ValueError(f"workdir {str(folder)!r} is a file; allowed: a directory, new, empty or holding a run")
+        raise ValueError(
+            f"workdir {str(folder)!r} is a file; allowed: a directory, new, empty or holding a run"
+        )
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"workdir {str(folder)!r} is not empty and holds no run (no run.json); name another")
     parent = folder
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"workdir {str(folder)!r} cannot be made: {str(parent)!r} is not a writable directory")
+        raise ValueError(
+            f"workdir {str(folder)!r} cannot be made: {str(parent)!r} is not a writable directory"
+        )
 
 
 def check_same(before: "Run", spec: str, config) -> dict[str, tuple[Any, Any]]:
     """The leaves that a resumed run sets anew; a ValueError names those that may not change."""
     path, _ = experiment_lib.split_spec(spec)
     if path.name != before.path.name:
-        raise ValueError(f"{before.folder} holds a run of {before.spec}, not of {spec}; name another --workdir")
+        raise ValueError(
+            f"{before.folder} holds a run of {before.spec}, not of {spec}; name another --workdir"
+        )
     changes = config_lib.difference(before.config, config)
     fixed = {key: pair for key, pair in changes.items() if not config_lib.may_change(key)}
     if fixed:
         told = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in fixed.items())
-        raise ValueError(f"{before.folder} holds a run with another configuration ({told}); name another --workdir")
+        raise ValueError(
+            f"{before.folder} holds a run with another configuration ({told}); name another --workdir"
+        )
     if "duration" in changes:
         old, new = (config_lib.parse_duration(value) for value in changes["duration"])
         if old[1] == new[1] and new[0] < old[0]:
-            raise ValueError(f"duration of a resumed run may only grow: {changes['duration'][0]!r} there, {changes['duration'][1]!r} here")
+            raise ValueError(
+                f"duration of a resumed run may only grow: {changes['duration'][0]!r} there, {changes['duration'][1]!r} here"
+            )
     return changes
 
 
@@ -124,7 +139,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 def git_commit(folder: Path) -> str:
     """The commit of the code, with "+changes" if the tree differs from it; empty outside git."""
     try:
-        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        run = functools.partial(
+            subprocess.run, cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
         commit = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         return commit + ("+changes" if run(["git", "status", "--porcelain", "-uno"]).stdout.strip() else "")
     except (OSError, subprocess.SubprocessError):
@@ -171,7 +188,9 @@ class Run:
     def module(self):
         """The experiment file, which must still be there; a warning if it has changed since."""
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.folder} was made by {self.path}, which is not there; run from the folder that has it")
+            raise FileNotFoundError(
+                f"{self.folder} was made by {self.path}, which is not there; run from the folder that has it"
+            )
         if experiment_lib.sha256(self.path) != self.record["sha256"]:
             print(f"warning: {self.path} has changed since {self.folder} was trained", file=sys.stderr)
         return experiment_lib.load_module(self.path)
@@ -194,7 +213,9 @@ class Run:
 
         if not (self.folder / "checkpoints").is_dir():
             raise FileNotFoundError(f"{self.folder} has no checkpoint yet")
-        return Checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep, self.config.checkpoint.best)
+        return Checkpoints(
+            self.folder / "checkpoints", self.config.checkpoint.keep, self.config.checkpoint.best
+        )
 
     @functools.cached_property
     def variables(self) -> dict[str, Any]:
@@ -208,7 +229,9 @@ class Run:
                 raise ValueError(f"{self.folder} keeps no best checkpoint (config.checkpoint.best is empty)")
             step = self.checkpoints.best_step
         if step is not None and int(step) not in self.checkpoints.steps:
-            raise ValueError(f"{self.folder} has no checkpoint of step {step}; it has {self.checkpoints.steps}")
+            raise ValueError(
+                f"{self.folder} has no checkpoint of step {step}; it has {self.checkpoints.steps}"
+            )
         return self.checkpoints.variables(None if step is None else int(step))
 
     def metrics(self):
@@ -244,6 +267,19 @@ class Run:
         key = jax.random.split(jax.random.key(self.config.seed), 3)[2]
         return Evaluator(chosen, key, self.folder / "evaluations")(variables, step)
 
+    def arrays(self, name: str) -> dict[str, Any]:
+        """The arrays that an evaluation kept last; if it has kept none yet, it is run now."""
+        import numpy as np
+
+        kept = sorted(
+            (self.folder / "evaluations").glob(f"*/{name}.npz"), key=lambda path: int(path.parent.name)
+        )
+        if not kept:
+            self.evaluate()
+            return self.arrays(name)
+        with np.load(kept[-1]) as file:
+            return dict(file)
+
     def figures(self) -> dict[str, Any]:
         """{name: matplotlib Figure}: the experiment's own, from this run."""
         return figures([self])
@@ -266,5 +302,7 @@ def find(folder: str | Path) -> list[Run]:
         return [Run(folder)]
     runs = [Run(path.parent) for path in sorted(folder.rglob("run.json"))]
     if not runs:
-        raise FileNotFoundError(f"{str(folder)!r} holds no run (no run.json, nor below it); `lmlab train` makes one")
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no run (no run.json, nor below it); `lmlab train` makes one"
+        )
     return runs

@@ -20,8 +20,8 @@ def cross_entropy(logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> Flo
 
 
 def binary_cross_entropy(logits: Float[Array, "*B"], targets: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """-t log s(x) - (1 - t) log(1 - s(x)), s the sigmoid: max(x, 0) - x t + log(1 + exp(-|x|)), in nats."""
-    return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    """-t log s(x) - (1 - t) log(1 - s(x)) = log(1 + exp(x)) - x t, s the sigmoid, in nats."""
+    return jax.nn.softplus(logits) - logits * targets
 
 
 def _init(model, key, *inputs) -> tuple[PyTree, dict[str, PyTree]]:

@@ -25,6 +25,13 @@ def tokens(batch, length):
     return jnp.asarray(np.random.default_rng(0).integers(0, 7, (batch, length)), jnp.int32)
 
 
+def start(task, batch):
+    """(the task's loss, compiled; unboxed params)."""
+    params, collections = jax.jit(task.init)(jax.random.key(0), batch)
+    assert collections == {}
+    return jax.jit(task.loss, static_argnames="train"), nn.meta.unbox(params)
+
+
 def test_cross_entropy_is_the_log_of_the_softmax():
     logits = np.random.default_rng(0).normal(size=(3, 4, 7)) * 5
     labels = np.random.default_rng(1).integers(0, 7, (3, 4))
@@ -36,7 +43,8 @@ def test_cross_entropy_is_the_log_of_the_softmax():
 
 
 def test_binary_cross_entropy_is_the_log_of_the_sigmoid():
-    logits, targets = np.random.default_rng(0).normal(size=(3, 4)) * 4, np.random.default_rng(1).random((3, 4))
+    logits = np.random.default_rng(0).normal(size=(3, 4)) * 4
+    targets = np.random.default_rng(1).random((3, 4))
     p = 1 / (1 + np.exp(-logits))
     expected = -targets * np.log(p) - (1 - targets) * np.log(1 - p)
     got = binary_cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.float32))
@@ -52,55 +60,54 @@ def test_slope_of_binary_cross_entropy_is_sigmoid_minus_target():
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_masked_loss_is_the_loss_of_the_subset(name):
-    task, batch = NextToken(MODELS[name]), {"tokens": tokens(4, 7)}
-    params = nn.meta.unbox(task.init(jax.random.key(0), batch)[0])
-    rows = {"tokens": batch["tokens"], "mask": jnp.array([1, 0, 1, 0])[:, None] * jnp.ones((1, 6), jnp.int32)}
-    masked, metrics, _ = task.loss(params, {}, rows, None, False)
-    subset, expected, _ = task.loss(params, {}, {"tokens": batch["tokens"][::2]}, None, False)
+    task, ids = NextToken(MODELS[name]), tokens(4, 7)
+    loss, params = start(task, {"tokens": ids})
+    rows = jnp.broadcast_to(jnp.array([1, 0, 1, 0])[:, None], (4, 6))
+    masked, metrics, _ = loss(params, {}, {"tokens": ids, "mask": rows}, None, train=False)
+    subset, expected, _ = loss(params, {}, {"tokens": ids[::2]}, None, train=False)
     np.testing.assert_allclose(masked.value, subset.value, rtol=1e-6)
     np.testing.assert_allclose(metrics["accuracy"].value, expected["accuracy"].value, rtol=1e-6)
     assert masked.count == subset.count == 12
-    # The models are causal: leaving out the last targets is the same as never giving them.
-    head = {**batch, "mask": jnp.broadcast_to((jnp.arange(6) < 4)[None], (4, 6))}
-    short = {"tokens": batch["tokens"][:, :5]}
-    slopes = [jax.grad(lambda p, b=b: task.loss(p, {}, b, None, False)[0].value)(params) for b in (head, short)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *slopes)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_loss_is_the_mean_over_targets(name):
-    model, batch = MODELS[name], {"tokens": tokens(2, 5)}
-    task = NextToken(model)
-    params, collections = task.init(jax.random.key(0), batch)
-    assert collections == {}
-    loss, metrics, after = task.loss(params, collections, batch, None, False)
-    logits = np.asarray(model.apply({"params": params}, batch["tokens"][:, :4]), np.float64)
-    targets = np.asarray(batch["tokens"])[:, 1:]
+def test_masked_gradient_is_the_gradient_of_the_subset(name):
+    """The models are causal: leaving out the last targets is the same as never giving them."""
+    task, ids = NextToken(MODELS[name]), tokens(4, 7)
+    _, params = start(task, {"tokens": ids})
+    slope = jax.jit(jax.grad(lambda params, batch: task.loss(params, {}, batch, None, False)[0].value))
+    mask = jnp.broadcast_to((jnp.arange(6) < 4)[None], (4, 6))
+    masked, short = slope(params, {"tokens": ids, "mask": mask}), slope(params, {"tokens": ids[:, :5]})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), masked, short)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_loss_is_the_mean_over_targets_and_the_key_matters_in_training_only(name):
+    model, ids = MODELS[name], tokens(2, 5)
+    loss, params = start(NextToken(model), {"tokens": ids})
+    first, second = jax.random.split(jax.random.key(1))
+    got, metrics, after = loss(params, {}, {"tokens": ids}, first, train=False)
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, ids[:, :4]), np.float64)
+    targets = np.asarray(ids)[:, 1:, None]
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    np.testing.assert_allclose(loss.value, -np.take_along_axis(logs, targets[..., None], -1).mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"].value, (logits.argmax(-1) == targets).mean())
-    assert loss.count == 8 and after == {}
+    np.testing.assert_allclose(got.value, -np.take_along_axis(logs, targets, -1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"].value, (logits.argmax(-1) == targets[..., 0]).mean())
+    assert got.count == 8 and metrics["loss"].value == got.value and after == {}
 
+    def value(key, train):
+        return float(loss(params, {}, {"tokens": ids}, key, train=train)[0].value)
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_the_key_matters_in_training_only(name):
-    task, batch = NextToken(MODELS[name]), {"tokens": tokens(2, 5)}
-    params, _ = task.init(jax.random.key(0), batch)
-
-    def loss(seed, train):
-        return float(task.loss(params, {}, batch, jax.random.key(seed), train)[0].value)
-
-    assert loss(1, True) != loss(2, True)
-    assert loss(1, True) == loss(1, True)
-    assert loss(1, False) == loss(2, False)
+    assert value(first, True) != value(second, True)
+    assert value(first, True) == value(first, True)
+    assert value(first, False) == value(second, False)
 
 
 def test_padded_images_have_no_voice():
-    task = Reconstruct(Autoencoder((8,), 4, 12))
     image = jnp.asarray(np.random.default_rng(0).random((5, 3, 4)), jnp.float32)
-    params = nn.meta.unbox(task.init(jax.random.key(0), {"image": image})[0])
-    padded, _, _ = task.loss(params, {}, {"image": image, "mask": jnp.array([1, 1, 1, 0, 0])}, None, True)
-    subset, metrics, _ = task.loss(params, {}, {"image": image[:3]}, None, True)
+    loss, params = start(Reconstruct(Autoencoder((8,), 4, 12)), {"image": image})
+    mask = jnp.array([1, 1, 1, 0, 0])
+    padded, _, _ = loss(params, {}, {"image": image, "mask": mask}, None, train=False)
+    subset, metrics, _ = loss(params, {}, {"image": image[:3]}, None, train=False)
     np.testing.assert_allclose(padded.value, subset.value, rtol=1e-6)
     assert padded.count == subset.count == 36  # pixels: the mean is over pixels and examples
-    assert metrics["loss"].value == subset.value
+    np.testing.assert_allclose(metrics["loss"].value, subset.value)

@@ -1,5 +1,6 @@
 """Images of one size with a label each: MNIST and Fashion-MNIST as prepared by TFDS, and digits that ship."""
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -109,8 +110,8 @@ def _prepared(name: str, split: str, tfds_dir: Path) -> tuple[Path, list[Path]]:
         raise FileNotFoundError(
             f"no {name} prepared as array_record in {str(tfds_dir / name)!r}; set LMLAB_DATA to the folder"
             " that holds tfds/, or use the variant demo, which needs no file, or prepare it once: pip install"
-            f" 'lmlab[prepare]' && python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{tfds_dir}',"
-            " file_format='array_record').download_and_prepare()\""
+            f" 'lmlab[prepare]' && python -c \"import tensorflow_datasets as t; t.builder('{name}',"
+            f" data_dir='{tfds_dir}', file_format='array_record').download_and_prepare()\""
         )
     return versions[-1], files
 
@@ -170,4 +171,5 @@ def _write_cache(path: Path, images: dict[str, np.ndarray]) -> None:
             np.savez(file, **images)
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

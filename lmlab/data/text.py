@@ -60,7 +60,7 @@ def fingerprint(text: str, source: str) -> dict[str, Any]:
     }
 
 
-def split(text: Sequence, fractions: Sequence[float] = (0.9, 0.1)) -> list:
+def split(text: Sequence | np.ndarray, fractions: Sequence[float] = (0.9, 0.1)) -> list:
     """Contiguous parts, in order: the first int(n * fractions[0]) of a text or an array, and so on."""
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions must be at least 0 and sum to 1, received {tuple(fractions)}")
@@ -181,14 +181,14 @@ def _count_windows(num_tokens: int, context: int, batch_size: int) -> tuple[int,
 def _chunks(path: Path) -> Iterator[str]:
     """The text of one file, some megabytes at a time."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, empty = 0, True
+    offset, begun, empty = 0, False, True
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
             while True:
                 data = file.read(CHUNK)
                 text = decoder.decode(data, final=not data)
-                if offset == 0:
-                    text = text.removeprefix("\ufeff")
+                if text and not begun:
+                    begun, text = True, text.removeprefix("\ufeff")
                 if text:
                     empty = False
                     yield text

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
@@ -27,7 +28,7 @@ def top_k(logits: Float[Array, "*B V"], k: int) -> Float[Array, "*B V"]:
 
 
 def top_p(logits: Float[Array, "*B V"], p: Number) -> Float[Array, "*B V"]:
-    """-inf outside the nucleus, the fewest tokens whose probabilities reach p (Holtzman et al. 2020, eq. 2)."""
+    """-inf outside the nucleus, the fewest tokens whose probabilities reach p (Holtzman et al. 2020)."""
     ordered = -jnp.sort(-logits, axis=-1)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -96,7 +97,7 @@ def sample(
     min_p: Number = 0.0,
     end: int | None = None,
 ) -> tuple[Int[Array, "B N"], Float[Array, "B N"], Int[Array, "B"]]:
-    """Prompts (at least one token each) continued by `max_tokens`: (tokens, log-probabilities, lengths) of `decode`.
+    """Prompts continued by `max_tokens` drawn tokens: the (tokens, log-probabilities, lengths) of `decode`.
 
     step         best a `jax.tree_util.Partial(model.step, variables)`: then the weights are arguments of
                  one compiled program, kept as long as the model object; another callable makes constants
@@ -133,7 +134,8 @@ def _sample(step, cache, prompts, lengths, keys, temperature, p, least, *, max_t
         scaled = top_k(logits / jnp.where(temperature == 0, 1, temperature), k)
         scaled = scaled if p is None else top_p(scaled, p)
         scaled = scaled if least is None else min_p(scaled, least)
-        drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row))(keys, scaled)
+        now = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
+        drawn = jax.vmap(jax.random.categorical)(now, scaled)
         return jnp.where(temperature == 0, best, drawn)
 
     return decode(step, cache, prompts, lengths, choose, max_tokens, end)
@@ -161,7 +163,8 @@ def _check(prompts, lengths, max_tokens, temperature, top_k, top_p, min_p):
         raise ValueError(f"min_p must be between 0 and 1 (0: off), received {min_p}")
     if prompts.shape[1] < 1:
         raise ValueError("prompts must hold at least one token each, received none")
-    if not isinstance(lengths, jax.core.Tracer) and not (
-        bool((lengths >= 1).all()) and bool((lengths <= prompts.shape[1]).all())
-    ):
-        raise ValueError(f"prompt lengths must be between 1 and {prompts.shape[1]}, received {lengths.tolist()}")
+    if not isinstance(lengths, jax.core.Tracer):
+        given = np.asarray(lengths)
+        if (given < 1).any() or (given > prompts.shape[1]).any():
+            allowed = f"between 1 and {prompts.shape[1]}"
+            raise ValueError(f"prompt lengths must be {allowed}, received {given.tolist()}")

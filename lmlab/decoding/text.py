@@ -63,7 +63,11 @@ def text_sampler(model, tokenizer: Any, start: str = "\n") -> Callable[..., Samp
         )
         rows = zip(prompts, np.asarray(tokens), lengths, np.asarray(ends), strict=True)
         texts = [text + tokenizer.decode(ids[length:end]) for text, ids, length, end in rows]
-        arrays = {"tokens": np.asarray(tokens), "log_probs": np.asarray(log_probs), "lengths": np.asarray(ends)}
+        arrays = {
+            "tokens": np.asarray(tokens),
+            "log_probs": np.asarray(log_probs),
+            "lengths": np.asarray(ends),
+        }
         return Samples(texts=texts, arrays=arrays)
 
     return sample

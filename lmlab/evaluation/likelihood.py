@@ -55,7 +55,9 @@ class Likelihood:
 
             shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], batches))
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return jax.lax.scan(lambda sums, batch: (jax.tree.map(jnp.add, sums, one(batch)), None), zeros, batches)[0]
+            return jax.lax.scan(
+                lambda sums, batch: (jax.tree.map(jnp.add, sums, one(batch)), None), zeros, batches
+            )[0]
 
         return run
 
@@ -67,7 +69,10 @@ def batched(data: dict[str, Any], size: int) -> dict[str, Any]:
     data.setdefault("mask", np.ones(count, np.float32))
     size = min(size, count)
     batches = -(-count // size)
-    padding = {name: np.zeros((batches * size - count, *array.shape[1:]), array.dtype) for name, array in data.items()}
+    padding = {
+        name: np.zeros((batches * size - count, *array.shape[1:]), array.dtype)
+        for name, array in data.items()
+    }
     return {
         name: jnp.asarray(np.concatenate([array, padding[name]]).reshape(batches, size, *array.shape[1:]))
         for name, array in data.items()

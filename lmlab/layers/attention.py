@@ -73,9 +73,9 @@ def _can_fuse(q: Float[Array, "B H T K"]) -> bool:
 
 
 class MultiHeadAttention(nn.Module):
-    """head_h = attention(x W^Q_h, m W^K_h, m W^V_h); y = [head_1; ...; head_H] W^O (Vaswani et al. 2017, 3.2.2).
+    """head_h = attention(x W^Q_h, m W^K_h, m W^V_h), y = [head_1; ...; head_H] W^O.
 
-    m is x itself, or with `cross` a memory. The columns of a fused kernel are ordered by head and
+    Vaswani et al. 2017, section 3.2.2. m is x itself, or with `cross` a memory. The columns of a fused kernel are ordered by head and
     within a head by query, key, value, so that a split of the columns over devices falls between heads.
     The weights are kept for figures when the caller makes "intermediates" mutable.
     """
@@ -152,7 +152,8 @@ class MultiHeadAttention(nn.Module):
 
 def check_heads(features: int, num_heads: int) -> None:
     if num_heads < 1 or features < 1 or features % num_heads:
-        raise ValueError(f"the width must be a multiple of num_heads, received width {features}, num_heads {num_heads}")
+        received = f"width {features}, num_heads {num_heads}"
+        raise ValueError(f"the width must be a multiple of num_heads, received {received}")
 
 
 def _and(mask, other):

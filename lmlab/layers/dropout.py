@@ -15,7 +15,7 @@ def check_rate(rate: Rate) -> None:
 
 
 class Dropout(nn.Module):
-    """Sets each entry to 0 with probability `rate` and scales the rest by 1 / (1 - rate), in training only."""
+    """Sets entries to 0 with probability `rate`, scales the rest by 1 / (1 - rate); in training only."""
 
     rate: Rate
 

@@ -1,4 +1,4 @@
-"""Products with weights: `matmul` and `einsum`, the only places that know about precision, and the layers on them.
+"""Products with weights: `matmul` and `einsum`, which alone know about precision, and layers on them.
 
 Precision is JAX's own setting, `jax_default_matmul_precision`. Under "bfloat16" the operands of a
 product, forward and backward, are rounded to bfloat16, and sums and results stay float32; under any
@@ -21,7 +21,7 @@ def compute_dtype():
 
 
 def einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.einsum` of two arrays at the set precision. `spec` names every axis and sums none of one array alone."""
+    """`jnp.einsum` of two arrays at the set precision; `spec` sums no axis of one array alone."""
     if compute_dtype() == jnp.bfloat16:
         return _rounded_einsum(spec, x.astype(jnp.float32), y.astype(jnp.float32))
     return jnp.einsum(spec, x, y)

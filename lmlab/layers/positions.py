@@ -31,4 +31,5 @@ class LearnedPositions(nn.Module):
 
     @nn.compact
     def __call__(self, positions: Int[Array, "*T"]) -> Float[Array, "*T D"]:
-        return Embed(self.context, self.features, (None, "embed"), self.embedding_init, name="table")(positions)
+        axes = (None, "embed")
+        return Embed(self.context, self.features, axes, self.embedding_init, name="table")(positions)

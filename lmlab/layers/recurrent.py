@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from lmlab.layers.dropout import Dropout, Rate
+from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense, matmul
 
 
@@ -113,6 +113,7 @@ class Recurrent(nn.Module):
 
     def __post_init__(self):
         check_cell(self.cell)
+        check_rate(self.dropout)
         for name in ("features", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
@@ -125,8 +126,11 @@ class Recurrent(nn.Module):
         carry: tuple[Carry, ...] | None = None,
         lengths: Int[Array, "B"] | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "B T H"], tuple[Carry, ...]]:
-        """(states over time, last carry). Past a row's length the state stands still and its output is 0."""
+    ) -> tuple[Float[Array, "B T Y"], tuple[Carry, ...]]:
+        """(states over time, last carry). Past a row's length the state stands still and its output is 0.
+
+        Y is H, or 2 H when bidirectional.
+        """
         if carry is None:
             carry = zero_carry(self.cell, x.shape[0], self.features, self.num_layers, self.bidirectional)
         directions = ("", "_backward") if self.bidirectional else ("",)
@@ -149,7 +153,8 @@ class Recurrent(nn.Module):
         def separate(key, shape, dtype=jnp.float32):
             # One draw for each gate: scale and orthogonality are those of a square matrix.
             square = (shape[0], shape[0])
-            return jnp.concatenate([self.recurrent_init(k, square, dtype) for k in jax.random.split(key, maps)], 1)
+            keys = jax.random.split(key, maps)
+            return jnp.concatenate([self.recurrent_init(key, square, dtype) for key in keys], axis=1)
 
         project = Dense(wide, True, ("embed", "mlp"), self.kernel_init, self.bias_init, name=f"input_{name}")
         u_init = nn.with_logical_partitioning(separate, ("embed", "mlp"))
@@ -179,7 +184,7 @@ class Recurrent(nn.Module):
 
     def step(
         self, x: Float[Array, "B D"], carry: tuple[Carry, ...]
-    ) -> tuple[Float[Array, "B H"], tuple[Carry, ...]]:
+    ) -> tuple[Float[Array, "B Y"], tuple[Carry, ...]]:
         """(output, carry) after one more input."""
         y, carry = self(x[:, None], carry)
         return y[:, 0], carry

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from lmlab.layers.attention import KVCache, MultiHeadAttention, check_heads
-from lmlab.layers.dropout import Dropout, Rate
+from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense
 
 
@@ -134,6 +134,7 @@ class Transformer(nn.Module):
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, received {self.num_layers}")
         check_heads(self.features, self.num_heads)
+        check_rate(self.dropout)
         super().__post_init__()
 
     def setup(self):

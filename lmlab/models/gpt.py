@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lmlab.layers.attention import KVCache, check_heads
-from lmlab.layers.dropout import Dropout, Rate
+from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.positions import LearnedPositions
 from lmlab.layers.transformer import Transformer
@@ -48,6 +48,7 @@ class GPT(nn.Module):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         check_heads(self.d_model, self.num_heads)
+        check_rate(self.dropout)
         super().__post_init__()
 
     def setup(self):
@@ -93,13 +94,13 @@ class GPT(nn.Module):
         train: bool = False,
         cache: tuple[KVCache, ...] | None = None,
     ) -> tuple[Float[Array, "B T V"], tuple[KVCache, ...] | None]:
-        """(logits, layers' caches) from the tokens' embeddings: the part of the model that is differentiable."""
+        """(logits, layers' caches) from the tokens' embeddings, by which one can differentiate."""
         x = self.drop(embedded + self.positions(positions)[None], train)
         x, cache = self.transformer(x, cache=cache, causal=True, train=train)
         return (self.embed.attend(x) if self.tie_embeddings else self.head(x)), cache
 
     def start(self, batch: int, length: int | None = None) -> GPTCache:
-        """An empty cache. `length`: the most tokens that will be read, when known; it saves memory and time."""
+        """An empty cache. `length`: the most tokens that will be read, if known; saves memory and time."""
         room = self.context if length is None else min(length, self.context)
         empty = KVCache.empty(batch, self.num_heads, room, self.d_model // self.num_heads)
         slides = length is None or length > self.context
@@ -109,7 +110,7 @@ class GPT(nn.Module):
     def step(
         self, variables: dict[str, Any], cache: GPTCache, token: Int[Array, "B"]
     ) -> tuple[Float[Array, "B V"], GPTCache]:
-        """(logits after one more token, the cache). Past the context: of the last `context` tokens, exactly."""
+        """(logits after one more token, the cache); past the context, those of the last `context` tokens."""
 
         def cached(cache):
             logits, cache = self.apply(variables, token[:, None], cache=cache)

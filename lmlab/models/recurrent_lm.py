@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from lmlab.layers.dropout import Dropout, Rate
+from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import Carry, Recurrent, check_cell, zero_carry
 
@@ -26,6 +26,7 @@ class RecurrentLM(nn.Module):
 
     def __post_init__(self):
         check_cell(self.cell)
+        check_rate(self.dropout)
         for name in ("vocab_size", "num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")

@@ -101,8 +101,13 @@ class Checkpoints:
                 )
             except Exception as error:
                 if len(self.steps) == 1:
-                    raise RuntimeError(f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}") from error
-                print(f"warning: checkpoint {step} is damaged ({_first_line(error)}); using the one before it", flush=True)
+                    raise RuntimeError(
+                        f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}"
+                    ) from error
+                print(
+                    f"warning: checkpoint {step} is damaged ({_first_line(error)}); using the one before it",
+                    flush=True,
+                )
                 self._set_aside(step)
                 continue
             variables, training = saved["variables"], saved["training"]
@@ -130,7 +135,9 @@ class Checkpoints:
                 )["variables"]
             except Exception as error:
                 if number + 1 == len(steps):
-                    raise RuntimeError(f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}") from error
+                    raise RuntimeError(
+                        f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}"
+                    ) from error
                 print(f"warning: checkpoint {step} is damaged; using the one before it", flush=True)
                 continue
             return step, {"params": saved.get("ema") or saved["params"], **saved["collections"]}

@@ -45,7 +45,9 @@ class Trainer:
         best = config.checkpoint.best
         if best and best.split("/")[0] not in self.evaluations:
             names = ", ".join(f"{name}/loss" for name in self.evaluations) or "none in this experiment"
-            raise ValueError(f"checkpoint.best: received {best!r}; allowed: a scalar of an evaluation ({names})")
+            raise ValueError(
+                f"checkpoint.best: received {best!r}; allowed: a scalar of an evaluation ({names})"
+            )
         self.source = experiment.train_data()
         self.clock = Clock(config.duration, self.source.batch_size, self.source.num_examples)
         self.init_key, step_key, self.evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -119,7 +121,9 @@ class Trainer:
             "save": self.clock.every(config.checkpoint.every, "checkpoint.every"),
         }
         params = layout.save(state).params
-        report = Report(self, checkpoints, writers, progress, sum(leaf.size for leaf in jax.tree.leaves(params)))
+        report = Report(
+            self, checkpoints, writers, progress, sum(leaf.size for leaf in jax.tree.leaves(params))
+        )
         del params
         run = layout.compile(self.step, source, self.make)
         compiled, pending, chunk, best = None, None, 1, math.inf
@@ -163,7 +167,9 @@ class Trainer:
                 if due("evaluate") and self.evaluations and not signals.received:
                     scalars = evaluate(layout.save(state).variables, done)
                     writers.write(report.position(done, timer.seconds) | scalars)
-                    progress.say(f"step {done:,}: " + ", ".join(f"{key} {value:.4f}" for key, value in scalars.items()))
+                    progress.say(
+                        f"step {done:,}: " + ", ".join(f"{key} {value:.4f}" for key, value in scalars.items())
+                    )
                 value = scalars.get(config.checkpoint.best, math.inf)
                 if due("save") or signals.received or value < best:
                     host = layout.fetch(sums)
@@ -183,7 +189,9 @@ class Trainer:
     def _batch(self, raw, state: State, done: int):
         if self.experiment.batch_fn is None:
             return raw
-        return self.experiment.batch_fn(self.layout.save(state).variables, raw, jax.random.fold_in(self.data_key, done))
+        return self.experiment.batch_fn(
+            self.layout.save(state).variables, raw, jax.random.fold_in(self.data_key, done)
+        )
 
     def _zeros(self, state: State) -> dict[str, Mean]:
         """Zeros in the shape of what a step logs."""
@@ -191,7 +199,9 @@ class Trainer:
         if self.experiment.batch_fn is None:
             shapes = self.metric_shapes
         else:
-            shapes = jax.eval_shape(self.alone, state, self._batch(self.example, self.layout.load(state), 0))[1]
+            shapes = jax.eval_shape(self.alone, state, self._batch(self.example, self.layout.load(state), 0))[
+                1
+            ]
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def _fit(self, checkpoints: Checkpoints, evaluate: "Evaluator", folder: Path, wandb: str) -> State:
@@ -211,7 +221,14 @@ class Trainer:
 class Report:
     """Turns the sums of a log interval into a row for the writers and the bar."""
 
-    def __init__(self, trainer: Trainer, checkpoints: Checkpoints, writers: Writers, progress: Progress, num_params: int):
+    def __init__(
+        self,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        writers: Writers,
+        progress: Progress,
+        num_params: int,
+    ):
         self.trainer, self.checkpoints, self.writers, self.progress = trainer, checkpoints, writers, progress
         self.seconds = writers.seconds
         flops = trainer.experiment.flops
@@ -221,7 +238,11 @@ class Report:
 
     def position(self, step: int, seconds: float) -> dict[str, float]:
         examples = step * self.trainer.config.batch_size
-        row = {"step": step, "epoch": round(step / self.trainer.source.steps_per_epoch, 4), "examples": examples}
+        row = {
+            "step": step,
+            "epoch": round(step / self.trainer.source.steps_per_epoch, 4),
+            "examples": examples,
+        }
         if self.trainer.experiment.tokens:
             row["tokens"] = examples * self.trainer.experiment.tokens
         return {**row, "seconds": round(seconds, 4)}
@@ -266,7 +287,9 @@ class Evaluator:
             if arrays and jax.process_index() == 0:
                 path = self.folder / str(step)
                 path.mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(path / f"{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})
+                np.savez_compressed(
+                    path / f"{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()}
+                )
         return scalars
 
 
@@ -298,7 +321,9 @@ class Signals:
     def __enter__(self):
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.before = {
+                number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def _receive(self, number, frame):

@@ -61,7 +61,9 @@ class Writers:
                 import wandb as library
             except ImportError:
                 raise ValueError("--wandb needs the package wandb: pip install 'lmlab[wandb]'") from None
-            self.wandb = library.init(project=wandb, dir=str(folder), config=dict(config or {}), resume="allow")
+            self.wandb = library.init(
+                project=wandb, dir=str(folder), config=dict(config or {}), resume="allow"
+            )
 
     def write(self, row: Mapping[str, float]) -> None:
         self.file.write(json.dumps(row) + "\n")
@@ -83,7 +85,9 @@ class Progress:
     """A bar with loss, speed, time left and MFU on a terminal; on anything else, a line an evaluation."""
 
     def __init__(self, total: int, step: int, unit: str = "examples"):
-        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
         self.unit = unit
 
     def advance(self, steps: int) -> None:

@@ -66,7 +66,9 @@ class Layout:
         return "data" if self.mode == "pmap" else None
 
     def check(self, batch_size: int, accumulate: int) -> None:
-        shards = self.num_devices if self.mode == "pmap" else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        shards = (
+            self.num_devices if self.mode == "pmap" else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        )
         if batch_size % (shards * accumulate):
             raise ValueError(
                 f"batch_size {batch_size} does not divide over {shards} devices of the batch"
@@ -87,12 +89,19 @@ class Layout:
         boxed = jax.eval_shape(make)
 
         def place(spec, leaf):
-            spec = nn.logical_to_mesh_axes(spec, RULES) if isinstance(spec, PartitionSpec) else PartitionSpec()
+            spec = (
+                nn.logical_to_mesh_axes(spec, RULES) if isinstance(spec, PartitionSpec) else PartitionSpec()
+            )
             axes = list(spec)[: leaf.ndim] + [None] * (leaf.ndim - len(spec))
-            return NamedSharding(self.mesh, PartitionSpec(*[self._fits(a, n) for a, n in zip(axes, leaf.shape, strict=True)]))
+            return NamedSharding(
+                self.mesh, PartitionSpec(*[self._fits(a, n) for a, n in zip(axes, leaf.shape, strict=True)])
+            )
 
         placed = jax.tree.map(
-            place, nn.get_partition_spec(boxed), nn.unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec)
+            place,
+            nn.get_partition_spec(boxed),
+            nn.unbox(boxed),
+            is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
         carry = jax.tree.map(lambda _: self.batch_sharding, placed.collections.get(CARRY))
         return placed if carry is None else placed.replace(collections={**placed.collections, CARRY: carry})
@@ -214,5 +223,7 @@ def layout(mode: str, data: int, fsdp: int, tensor: int, devices=None) -> Layout
         raise ValueError(f"parallel {sizes} asks for {known} devices; there are {len(devices)}")
     else:
         devices = devices[:known]
-    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    mesh = jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
     return Layout(mode, mesh)

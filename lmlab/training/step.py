@@ -43,12 +43,16 @@ def make_step(
     n shards see what n microbatches on one device would.
     """
     update = make_update(optimizer, accumulate, axis_name)
-    inner = experiment.step or (lambda state, batch, key, update: update(experiment.task.loss, None, state, batch, key))
+    inner = experiment.step or (
+        lambda state, batch, key, update: update(experiment.task.loss, None, state, batch, key)
+    )
 
     def step(state: State, batch):
         new, metrics = inner(state, batch, jax.random.fold_in(root, state.step), update)
         if state.ema is not None:
-            new = new.replace(ema=jax.tree.map(lambda old, now: ema * old + (1 - ema) * now, state.ema, new.params))
+            new = new.replace(
+                ema=jax.tree.map(lambda old, now: ema * old + (1 - ema) * now, state.ema, new.params)
+            )
         return new.replace(step=state.step + 1), metrics
 
     return step
@@ -89,7 +93,9 @@ def make_update(optimizer, accumulate: int, axis_name: str | None):
                 return jax.tree.map(jnp.add, total_so_far, (grads, sums)), carry
 
             inputs = (batches, carries, shard * accumulate + jnp.arange(accumulate))
-            shapes = jax.eval_shape(lambda inputs: gradient(trainable, *jax.tree.map(lambda x: x[0], inputs)), inputs)
+            shapes = jax.eval_shape(
+                lambda inputs: gradient(trainable, *jax.tree.map(lambda x: x[0], inputs)), inputs
+            )
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0]))
             (grads, sums), carry = jax.lax.scan(body, zeros, inputs)
             carry = jax.tree.map(merge, carry)

@@ -50,10 +50,9 @@ def test_where_pairs_of_examples_go_is_uniform(size, vary):
     are passed by chance less often than once in ten thousand.
     """
     draws = 4000
-    calls = [(d, 0) if vary == "seed" else (0, d) for d in range(draws)]
-    pairs = Counter(
-        tuple(shuffled(np.array([0, 1]), size, seed, epoch, np).tolist()) for seed, epoch in calls
-    )
+    many = np.arange(draws)[:, None]
+    seed, epoch = (many, 0) if vary == "seed" else (0, many)
+    pairs = Counter(map(tuple, shuffled(np.array([[0, 1]]), size, seed, epoch, np).tolist()))
     cells = size * (size - 1)
     assert all(i != j for i, j in pairs)
     counts = [*pairs.values(), *[0] * (cells - len(pairs))]
@@ -63,7 +62,8 @@ def test_where_pairs_of_examples_go_is_uniform(size, vary):
 
 def test_orders_of_three_are_uniform():
     draws = 6000
-    counts = Counter(tuple(order(3, 0, epoch).tolist()) for epoch in range(draws))
+    orders = shuffled(np.arange(3)[None], 3, 0, np.arange(draws)[:, None], np)
+    counts = Counter(map(tuple, orders.tolist()))
     assert len(counts) == 6
     assert chi_square(list(counts.values()), draws / 6) < 5 + 6 * np.sqrt(10)
 

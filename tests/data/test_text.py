@@ -85,12 +85,12 @@ def test_split_refuses(fractions):
         text.split("text", fractions)
 
 
-def epoch_tokens(source, epoch):
-    """All batches of an epoch, in order."""
-    batch = jax.jit(lambda data, step: source.batch(data, step))
-    first = epoch * source.steps_per_epoch
-    steps = range(first, first + source.steps_per_epoch)
-    return np.stack([np.asarray(batch(source.data, step)["tokens"]) for step in steps])
+def epochs_of_tokens(source, epochs):
+    """All batches of the first epochs, in order: [epochs, steps, B, T + 1]."""
+    steps = np.arange(epochs * source.steps_per_epoch)
+    batches = jax.jit(lambda data, steps: jax.lax.map(lambda step: source.batch(data, step), steps))
+    tokens = np.asarray(batches(source.data, steps)["tokens"])
+    return tokens.reshape(epochs, source.steps_per_epoch, *tokens.shape[1:])
 
 
 @pytest.mark.parametrize("size, context", [(97, 8), (96, 8), (103, 8), (50, 1), (64, 16)])
@@ -101,8 +101,8 @@ def test_an_epoch_predicts_every_token_once_but_at_the_ends(size, context):
     spare = size - 1 - source.num_examples * context
     assert context - 1 <= spare <= 2 * context - 2
     shifts = []
-    for epoch in range(spare + 1):
-        tokens = epoch_tokens(source, epoch).reshape(-1, context + 1)
+    for tokens in epochs_of_tokens(source, spare + 1):
+        tokens = tokens.reshape(-1, context + 1)
         assert (np.diff(tokens, axis=1) == 1).all()
         predicted = np.sort(tokens[:, 1:].ravel())
         shift = predicted[0] - 1
@@ -116,10 +116,13 @@ def test_an_epoch_predicts_every_token_once_but_at_the_ends(size, context):
 def test_order_differs_by_epoch_and_seed_and_repeats_for_the_same():
     ids = np.arange(1000, dtype=np.int32)
     one, same, other = (text.windows(ids, 8, 4, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(epoch_tokens(one, 0), epoch_tokens(same, 0))
-    assert (epoch_tokens(one, 0) != epoch_tokens(one, 1)).any()
-    assert (epoch_tokens(one, 0) != epoch_tokens(other, 0)).any()
-    starts = epoch_tokens(one, 0).reshape(-1, 9)[:, 0]
+    (first, second), (again, _), (elsewhere, _) = (
+        epochs_of_tokens(source, 2) for source in (one, same, other)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).any()
+    assert (first != elsewhere).any()
+    starts = first.reshape(-1, 9)[:, 0]
     assert (np.diff(starts) < 0).any()  # not in the order of the text
 
 
@@ -137,7 +140,7 @@ def test_stream_gives_the_batches_of_resident(tmp_path):
     stream = text.stream_windows(text.encode_file(path, tokenizer, tmp_path / "ids"), 16, 4, seed=5)
     assert stream.num_examples == resident.num_examples
     iterator = stream.open()
-    expected = np.concatenate([epoch_tokens(resident, epoch) for epoch in range(3)])
+    expected = np.concatenate(epochs_of_tokens(resident, 3))
     for tokens in expected:
         got = next(iterator)["tokens"]
         assert got.dtype == np.int32

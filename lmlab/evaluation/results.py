@@ -1,0 +1,179 @@
+"""The record of results: results/<experiment>-<variant>.json, and README's tables made of them.
+
+python -m lmlab.evaluation.results          # writes README.md anew; --check only compares
+"""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmlab.config import Clock, difference
+from lmlab.experiment import Target
+
+FREE = ("seed", "data.path", "data.tfds_dir")
+"""Leaves in which the runs of one record may differ from their variant: a data set is a variant of its own."""
+
+BEGIN, END = "<!-- results: made by `make results` -->", "<!-- end of results -->"
+
+
+def score(run, checkpoint: int | str | None = None) -> dict[str, float]:
+    """All evaluations of a run, and the logged values its targets ask for, such as `train/loss@3 epochs`."""
+    scores = run.evaluate(checkpoint)
+    for target in targets(run):
+        name, _, when = target.metric.partition("@")
+        if when:
+            source = run.experiment.train_data()
+            step = Clock(run.config.duration, source.batch_size, source.num_examples).steps(when)
+            table = run.metrics().set_index("step")
+            if step in table.index and name in table:
+                scores[target.metric] = float(table.loc[step, name])
+    return scores
+
+
+def targets(run) -> list[Target]:
+    """The published numbers and bars that the experiment sets for the run's variant."""
+    return getattr(run.module, "TARGETS", {}).get(run.variant, [])
+
+
+def summary(runs, scores: Sequence[Mapping[str, float]]) -> str:
+    """Mean and deviation over the runs, beside bars and published numbers."""
+    known = {target.metric: target for target in targets(runs[0])}
+    lines = [f"{len(runs)} run" + "s" * (len(runs) > 1)]
+    for name in scores[0]:
+        values = [each[name] for each in scores if name in each]
+        line = f"  {name}: {_spread(statistics.fmean(values), _deviation(values))}"
+        if name in known:
+            line += f"  bar {known[name].bar:g}: " + (
+                "met" if _met(known[name], statistics.fmean(values)) else "MISSED"
+            )
+            line += f"; published {known[name].published:g}" if math.isfinite(known[name].published) else ""
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
+    """Writes the results of runs that differ in their seed alone; returns the file.
+
+    ValueError: runs of several variants, a leaf other than FREE set by hand, or one seed twice.
+    """
+    first = runs[0]
+    for run in runs:
+        if run.spec != first.spec:
+            raise ValueError(
+                f"--record wants runs of one experiment and variant; received {first.spec} and {run.spec}"
+            )
+        plain = run.module.get_config(run.variant)
+        changed = [key for key in difference(plain, run.config) if key not in FREE]
+        if changed:
+            raise ValueError(
+                f"--record refuses {run.folder}: {', '.join(changed)} differ from {run.spec}; make that a variant"
+            )
+    seeds = [run.config.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--record wants one run a seed; received seeds {seeds}")
+    rows = {}
+    for name in scores[0]:
+        values = [each[name] for each in scores if name in each]
+        rows[name] = {"mean": statistics.fmean(values), "deviation": _deviation(values), "values": values}
+    for target in targets(first):
+        if target.metric in rows:
+            mean = rows[target.metric]["mean"]
+            published = target.published if math.isfinite(target.published) else None
+            rows[target.metric] |= {
+                "bar": target.bar,
+                "met": _met(target, mean),
+                "published": published,
+                "source": target.source,
+            }
+    seconds = [float(run.metrics()["seconds"].iloc[-1]) for run in runs]
+    value = {
+        "experiment": first.path.name,
+        "variant": first.variant,
+        "command": f"lmlab train --config=experiments/{first.path.name}"
+        + (f":{first.variant}" if first.variant else "")
+        + " --config.seed=SEED",
+        "git_commit": first.record["git_commit"],
+        "versions": first.record["versions"],
+        "hardware": {"devices": first.record["devices"], **first.record["host"]},
+        "precision": first.record["precision"],
+        "seeds": seeds,
+        "training_seconds": [round(each, 1) for each in seconds],
+        "metrics": rows,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (
+        first.path.stem + "".join(f"-{part}" for part in first.variant.split(",") if part) + ".json"
+    )
+    path.write_text(json.dumps(value, indent=1) + "\n")
+    return path
+
+
+def table(folder: Path) -> str:
+    """The results table in Markdown: one row a metric that has a bar or a published number, or is a loss."""
+    head = (
+        "| experiment | metric | ours, mean ± deviation (seeds) | bar | published | minutes a run, hardware |"
+    )
+    lines = [head, "| --- | --- | --- | --- | --- | --- |"]
+    for path in sorted(folder.glob("*.json")):
+        value = json.loads(path.read_text())
+        if "metrics" not in value:
+            continue
+        name = value["experiment"].removesuffix(".py") + (f":{value['variant']}" if value["variant"] else "")
+        shown = {key: row for key, row in value["metrics"].items() if "bar" in row} or {
+            key: row for key, row in value["metrics"].items() if key.endswith("/loss")
+        }
+        minutes = statistics.fmean(value["training_seconds"]) / 60
+        hardware = f"{minutes:.1f}, {_hardware(value['hardware'])}"
+        for key, row in shown.items():
+            bar = f"{row['bar']:g}, {'met' if row['met'] else 'missed'}" if "bar" in row else ""
+            published = f"{row['published']:g} ({row['source']})" if row.get("published") else ""
+            ours = f"{_spread(row['mean'], row['deviation'])} ({len(value['seeds'])})"
+            lines.append(
+                f"| [`{name}`](results/{path.name}) | {key} | {ours} | {bar} | {published} | {hardware} |"
+            )
+    return "\n".join(lines)
+
+
+def readme(text: str, folder: Path) -> str:
+    """README with its results table made anew."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README lacks the lines {BEGIN!r} and {END!r}")
+    before, rest = text.split(BEGIN, 1)
+    return before + BEGIN + "\n" + table(folder) + "\n" + END + rest.split(END, 1)[1]
+
+
+def _met(target: Target, value: float) -> bool:
+    return value >= target.bar if target.higher_is_better else value <= target.bar
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return f"{mean:.4f} ± {deviation:.4f}"
+
+
+def _hardware(facts: Mapping[str, Any]) -> str:
+    if facts["devices"].endswith("cpu"):
+        return f"{facts['cores']} cores of {facts['processor'].removesuffix(' Processor')}"
+    return facts["devices"]
+
+
+def main(argv: Sequence[str]) -> int:
+    path, folder = Path("README.md"), Path("results")
+    old = path.read_text()
+    new = readme(old, folder)
+    if "--check" in argv:
+        print("README's tables are " + ("current" if new == old else "stale: make results"))
+        return int(new != old)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from lmlab.data.corpus import Corpus
+from lmlab.data.tokenizers import ByteTokenizer
+from lmlab.experiment import Assets
+
+
+@pytest.fixture
+def path(tmp_path, tiny_text):
+    (tmp_path / "a.txt").write_text(tiny_text)
+    return tmp_path / "a.txt"
+
+
+def test_parts_join_to_the_text(path, tiny_text):
+    corpus = Corpus(str(path), Assets(), (("train", 0.8), ("validation", 0.1), ("test", 0.1)))
+    assert list(corpus.ids) == ["train", "validation", "test"]
+    assert corpus.tokenizer.decode(np.concatenate(list(corpus.ids.values()))) == tiny_text
+    assert len(corpus.ids["train"]) == int(len(tiny_text) * 0.8)
+    assert corpus.windows("test", 16)()["mask"].sum() == len(corpus.ids["test"]) - 1
+
+
+def test_a_saved_run_decodes_without_its_text(path, tmp_path):
+    assets = Assets()
+    tokenizer = Corpus(str(path), assets).tokenizer
+    assets.save(tmp_path / "run")
+    again = Corpus("no such file", Assets(tmp_path / "run"))
+    assert again.tokenizer.characters == tokenizer.characters
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        again.ids  # noqa: B018
+
+
+def test_another_text_is_refused(path, tmp_path):
+    assets = Assets()
+    Corpus(str(path), assets).ids  # noqa: B018
+    assets.save(tmp_path / "run")
+    path.write_text(path.read_text() + "!")
+    with pytest.raises(ValueError, match="is not the one of this run") as error:
+        Corpus(str(path), Assets(tmp_path / "run")).text  # noqa: B018
+    assert "\n" not in str(error.value)
+
+
+def test_no_path_is_the_python_reference():
+    corpus = Corpus("", Assets(), train_tokenizer=lambda text: ByteTokenizer())
+    assert "yield" in corpus.text and corpus.tokenizer.vocab_size == 256
+    assert corpus.assets.values["text.json"]["source"].startswith("pydoc_data.topics of Python 3.")
