@@ -15,6 +15,7 @@ chosen, and the test images are read by `lmlab evaluate` alone.
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from lmlab import config as configs
@@ -93,7 +94,7 @@ class Reconstructions:
         self.task, self.likelihood, self.data = task, likelihood, likelihood.data
 
     def __call__(self, variables, key):
-        originals = np.asarray(self.data()["image"][:10])
+        originals = jnp.asarray(self.data()["image"][:10])
         logits = self.task.model.apply({"params": variables["params"]}, originals)
         arrays = {"original": originals, "reconstruction": 1 / (1 + np.exp(-np.asarray(logits)))}
         return self.likelihood(variables, key)[0], arrays

@@ -66,6 +66,8 @@ def get_config(variant=""):
 
 
 def build(config, assets):
+    if config.arm not in NAMES:
+        raise ValueError(f"arm: received {config.arm!r}; allowed: {', '.join(NAMES)}")
     corpus = Corpus(config.data.path, assets, (("train", 0.9), ("validation", 0.05), ("test", 0.05)))
     vocab_size, context = corpus.tokenizer.vocab_size, config.data.context
     if config.arm == "gpt":

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl.flags import Error as FlagError
 
-from lmlab.flags import Flags, Helped, UsageError, value
+from lmlab.flags import HELP, Flags, Helped, UsageError, value
 
 STOPPED = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
@@ -112,6 +112,8 @@ def sample(argv: list[str]) -> int:
     workdir = value(argv, "workdir")
     options: list[str] = []
     run = None
+    if not workdir and not HELP & set(argv):
+        raise UsageError("--workdir is needed")
     if workdir:
         from lmlab.run import Run
 
@@ -120,7 +122,6 @@ def sample(argv: list[str]) -> int:
             raise UsageError(f"{run.path} cannot be sampled from: its experiment has no sampler")
         options = fv.options(run.experiment.sample)
     fv.parse(argv)
-    fv.require("workdir")
     chosen = {name: getattr(fv, name) for name in options}
     drawn = run.sample(seed=fv.seed, checkpoint=_checkpoint(fv.checkpoint), **chosen)
     for number, text in enumerate(drawn.texts):
@@ -355,7 +356,12 @@ def _ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     here = Path(__file__).resolve().parent
     last = Path(frames[-1].filename).resolve() if frames else here
-    return here in last.parents or last.parent.name == "experiments" or "lmlab_experiment" in str(last)
+    experiments = {
+        Path(module.__file__).resolve()
+        for name, module in list(sys.modules.items())
+        if name.startswith("lmlab_experiment_")
+    }
+    return here in last.parents or last in experiments
 
 
 def _quiet() -> None:

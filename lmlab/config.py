@@ -155,14 +155,29 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
         parent, _, leaf = key.rpartition(".")
         node = _get(config, parent) if parent else config
         try:
-            if isinstance(value, bool) != isinstance(node[leaf], bool):
+            if value is None or isinstance(value, bool) != isinstance(node[leaf], bool):
                 raise TypeError
             if isinstance(node[leaf], str) and isinstance(value, int | float):
                 value = str(value)  # a duration of 500 means "500"
-            node[leaf] = tuple(value) if isinstance(value, list) else value
+            node[leaf] = _items(value, node[leaf]) if isinstance(node[leaf], tuple) else value
         except (TypeError, ValueError):
-            kind = type(node[leaf]).__name__
+            kind = _kind(node[leaf])
             raise ValueError(f"config.{key}: received {value!r}; allowed: a value of type {kind}") from None
+
+
+def _items(values, old: tuple) -> tuple:
+    """A list or tuple as a tuple whose items are of the type of the old ones; an int passes for a float."""
+    kinds = {type(item) for item in old}
+    fit = len(kinds) != 1 or all(type(v) in kinds or (kinds == {float} and type(v) is int) for v in values)
+    if not isinstance(values, list | tuple) or not fit:
+        raise TypeError
+    return tuple(float(v) for v in values) if kinds == {float} else tuple(values)
+
+
+def _kind(value) -> str:
+    """ "int"; "tuple of int" for a tuple of one type, "tuple" for any other."""
+    kinds = {type(item).__name__ for item in value} if isinstance(value, tuple) else set()
+    return f"tuple of {kinds.pop()}" if len(kinds) == 1 else type(value).__name__
 
 
 def check_key(config: ml_collections.ConfigDict, key: str) -> None:
@@ -180,7 +195,9 @@ def check_key(config: ml_collections.ConfigDict, key: str) -> None:
         raise ValueError(f"config.{key} is a group; set one of its leaves: {', '.join(node)}")
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(
+    config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of each leaf, in order."""
     for key in config:
         if isinstance(config[key], Mapping | ml_collections.ConfigDict):
@@ -267,7 +284,9 @@ def _tuples(value):
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def difference(
+    old: Mapping[str, Any] | ml_collections.ConfigDict, new: Mapping[str, Any] | ml_collections.ConfigDict
+) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old, new)} of the leaves that differ; a missing one is None."""
     before, after = dict(leaves(old)), dict(leaves(new))
     keys = list(before) + [key for key in after if key not in before]

@@ -64,7 +64,13 @@ class Flags:
         if HELP & set(argv):
             self.help()
             raise Helped
-        rest = self.values(["lmlab", *argv])[1:]
+        try:
+            rest = self.values(["lmlab", *argv])[1:]
+        except flags.UnrecognizedFlagError as error:
+            hint = "" if "Did you mean" in str(error) else "; add --help to see those there are"
+            raise UsageError(str(error).rstrip(" ?") + hint) from None
+        except flags.IllegalFlagValueError as error:
+            raise UsageError(self._illegal(error)) from None
         if rest and not positional:
             raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
         return rest
@@ -97,12 +103,19 @@ class Flags:
             raise Helped
         for key in keys:
             config_lib.check_key(config, key)
-        argv = [f"--config={spec}", *without(argv, "config")]  # first, wherever it was written
-        config_flags.DEFINE_config_file(
-            "config", None, "experiment FILE[:VARIANT]", flag_values=self.values, sys_argv=["lmlab", *argv]
+        argv = without(argv, "config")
+        config_flags.DEFINE_config_dict(
+            "config", config, "experiment FILE[:VARIANT]", flag_values=self.values, sys_argv=["lmlab", *argv]
         )
         self.parse(argv)
         return spec, dict(config_flags.get_override_values(self.values["config"]))
+
+    def _illegal(self, error: flags.IllegalFlagValueError) -> str:
+        """absl's "flag --NAME=VALUE: what int() said" as what was received and what is allowed."""
+        match = re.match(r"flag --([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if not match or match.group(1) not in self.values:
+            return str(error)
+        return f"--{match.group(1)}: received {match.group(2)!r}; allowed: a value of type {self.values[match.group(1)].flag_type()}"
 
     def require(self, name: str) -> str:
         if not self.values[name].value:

@@ -60,9 +60,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     assets.save(folder / "assets")
     config_lib.write_json(config, folder / "config.json")
-    record = before.record if before else {}
-    record |= describe(spec, overrides, config)
-    record.setdefault("changes", [])
+    record = {"changes": [], **(before.record if before else {})}
+    made = describe(spec, overrides, config)
+    if before and made["sha256"] != record["sha256"]:
+        print(f"warning: {made['experiment']} has changed since {folder} was begun", file=sys.stderr)
+        changes["sha256"] = (record["sha256"], made["sha256"])
+    record |= made
     if changes:
         record["changes"].append({"when": _now(), **{key: list(pair) for key, pair in changes.items()}})
     write_record(folder, record)
@@ -224,6 +227,8 @@ class Run:
 
     def at(self, step: int | str | None = None) -> tuple[int, dict[str, Any]]:
         """(step, variables) of a step, of the "best" checkpoint, or of the newest."""
+        import jax
+
         if step == "best":
             if self.checkpoints.best_step is None:
                 raise ValueError(f"{self.folder} keeps no best checkpoint (config.checkpoint.best is empty)")
@@ -232,7 +237,8 @@ class Run:
             raise ValueError(
                 f"{self.folder} has no checkpoint of step {step}; it has {self.checkpoints.steps}"
             )
-        return self.checkpoints.variables(None if step is None else int(step))
+        step, variables = self.checkpoints.variables(None if step is None else int(step))
+        return step, jax.device_put(variables)
 
     def metrics(self):
         """metrics.jsonl as a pandas DataFrame: a row a step, a column a metric."""
@@ -288,6 +294,9 @@ class Run:
 def figures(runs: list[Run]) -> dict[str, Any]:
     """The figures of one run, or of several of one experiment."""
     module = runs[0].module
+    for run in runs:
+        if run.path.name != runs[0].path.name:
+            raise ValueError(f"figures are of runs of one experiment; received {runs[0].spec} and {run.spec}")
     if not hasattr(module, "figures"):
         raise ValueError(f"{runs[0].path} draws no figures (it has no figures(runs))")
     return module.figures(runs)

@@ -75,9 +75,9 @@ def _can_fuse(q: Float[Array, "B H T K"]) -> bool:
 class MultiHeadAttention(nn.Module):
     """head_h = attention(x W^Q_h, m W^K_h, m W^V_h), y = [head_1; ...; head_H] W^O.
 
-    Vaswani et al. 2017, section 3.2.2. m is x itself, or with `cross` a memory. The columns of a fused kernel are ordered by head and
-    within a head by query, key, value, so that a split of the columns over devices falls between heads.
-    The weights are kept for figures when the caller makes "intermediates" mutable.
+    Vaswani et al. 2017, section 3.2.2; m is x itself or, with `cross`, a memory. The columns of a fused
+    kernel are ordered by head, within a head by query, key, value, so that a split of the columns over
+    devices falls between heads. The weights are kept for figures when "intermediates" is mutable.
     """
 
     features: int

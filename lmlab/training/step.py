@@ -115,7 +115,7 @@ def make_update(optimizer, accumulate: int, axis_name: str | None):
         opt_state = state.opt_state if part is None else state.opt_state[part]
         changes, opt_state = transform.update(grads, opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
-        metrics = {"loss": mean, **metrics, "grad_norm": Mean(optax.global_norm(grads), jnp.ones(()))}
+        metrics = {"loss": mean, **metrics, "grad_norm": Mean(optax.tree.norm(grads), jnp.ones(()))}
         return state.replace(
             params=trainable if part is None else {**state.params, part: trainable},
             opt_state=opt_state if part is None else {**state.opt_state, part: opt_state},

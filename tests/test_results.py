@@ -1,0 +1,218 @@
+"""The record of results, on runs that were trained by nobody: what is read of a run, written down."""
+
+import functools
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmlab import config as configs
+from lmlab import experiment
+from lmlab.evaluation import results
+from lmlab.experiment import Target
+
+ROOT = Path(__file__).parents[1]
+
+PAPER = """
+from lmlab import config
+from lmlab.experiment import Target
+
+VARIANTS = {"demo": "small", "cpu": "larger"}
+TARGETS = {
+    "cpu": [
+        Target("test/loss", 1.0, 0.9, "the paper"),
+        Target("test/accuracy", 0.8, higher_is_better=True),
+        Target("train/loss@2 epochs", 2.0, 1.9, "its notebook"),
+        Target("never/logged", 1.0),
+    ]
+}
+
+def get_config(variant=""):
+    made = config.base(duration="4 epochs", batch_size=10, data={"path": "", "tfds_dir": ""})
+    return made
+
+def build(config, assets): ...
+"""
+
+
+class Run:
+    """Stands for lmlab.run.Run: what `results` asks of one."""
+
+    def __init__(self, folder, spec, overrides=None, scores=None, seconds=120.0):
+        self.folder, self.spec = folder, spec
+        self.path, self.variant = experiment.split_spec(spec)
+        self.config, self.module = configs.load(spec, overrides)
+        self.scores, self.seconds = scores or {}, seconds
+        self.record = {
+            "git_commit": "abc",
+            "versions": {"jax": "0.10"},
+            "devices": "1 x cpu",
+            "host": {"cores": 2, "processor": "Abacus 3 Processor", "system": "Linux"},
+            "precision": "float32",
+        }
+        source = types.SimpleNamespace(batch_size=10, num_examples=50)
+        self.experiment = types.SimpleNamespace(train_data=lambda: source)
+
+    def evaluate(self, checkpoint=None):
+        return dict(self.scores)
+
+    def metrics(self):
+        table = {"step": [5, 10, 20], "train/loss": [3.0, 1.5, 1.0], "seconds": [1.0, 2.0, self.seconds]}
+        return pd.DataFrame(table)
+
+
+@pytest.fixture
+def paper(tmp_path):
+    path = tmp_path / "paper.py"
+    path.write_text(PAPER)
+    return path
+
+
+@pytest.fixture
+def make(paper, tmp_path):
+    def make(seed, variant="cpu", **options):
+        overrides = {"seed": seed, **options.pop("overrides", {})}
+        return Run(tmp_path / f"run-{seed}", f"{paper}:{variant}".rstrip(":"), overrides, **options)
+
+    return make
+
+
+LOSSES = (0.91, 0.87, 1.04)
+
+
+@pytest.fixture
+def seeds(make):
+    return [
+        make(seed, scores={"test/loss": loss, "test/accuracy": 0.7}, seconds=60.0 * (seed + 1))
+        for seed, loss in enumerate(LOSSES)
+    ]
+
+
+def test_score_adds_the_logged_values_that_targets_ask_for(seeds):
+    """5 steps an epoch: two epochs are step 10, whose loss was 1.5. What was never logged is left out."""
+    assert results.score(seeds[0]) == {"test/loss": 0.91, "test/accuracy": 0.7, "train/loss@2 epochs": 1.5}
+
+
+def test_score_without_targets_is_the_evaluation(make):
+    assert results.score(make(0, "demo", scores={"test/loss": 1.0})) == {"test/loss": 1.0}
+
+
+def test_record_holds_mean_and_sample_deviation(seeds, tmp_path):
+    path = results.record(seeds, [results.score(run) for run in seeds], tmp_path / "results")
+    assert path == tmp_path / "results" / "paper-cpu.json"
+    value = json.loads(path.read_text())
+    loss = value["metrics"]["test/loss"]
+    np.testing.assert_allclose(loss["mean"], np.mean(LOSSES), rtol=1e-12)
+    np.testing.assert_allclose(loss["deviation"], np.std(LOSSES, ddof=1), rtol=1e-12)
+    assert loss["values"] == list(LOSSES) and loss["met"] is True
+    assert (loss["bar"], loss["published"], loss["source"]) == (1.0, 0.9, "the paper")
+    accuracy = value["metrics"]["test/accuracy"]
+    assert accuracy["met"] is False, "0.7 is under a bar of 0.8 where higher is better"
+    assert accuracy["published"] is None and accuracy["deviation"] == 0.0
+    assert value["metrics"]["train/loss@2 epochs"]["mean"] == 1.5
+    assert value["seeds"] == [0, 1, 2] and value["training_seconds"] == [60.0, 120.0, 180.0]
+    assert value["command"] == "lmlab train --config=experiments/paper.py:cpu --config.seed=SEED"
+    assert value["versions"] == {"jax": "0.10"} and value["hardware"]["processor"] == "Abacus 3 Processor"
+
+
+def test_one_run_has_no_deviation_and_no_variant_no_suffix(make, tmp_path):
+    run = make(0, "", scores={"test/loss": 1.0})
+    path = results.record([run], [results.score(run)], tmp_path)
+    value = json.loads(path.read_text())
+    assert path.name == "paper.json" and value["metrics"]["test/loss"]["deviation"] == 0.0
+    assert value["command"].startswith("lmlab train --config=experiments/paper.py --config.seed")
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"optimizer.learning_rate": 0.1}, {"batch_size": 20}, {"duration": "5 epochs"}, {"ema": 0.9}]
+)
+def test_record_refuses_what_the_variant_does_not_say(make, tmp_path, overrides):
+    runs = [make(0), make(1, overrides=overrides)]
+    with pytest.raises(ValueError) as error:
+        results.record(runs, [{}, {}], tmp_path / "results")
+    told = str(error.value)
+    assert "run-1" in told and next(iter(overrides)) in told and "\n" not in told
+    assert not (tmp_path / "results").exists()
+
+
+def test_record_takes_seeds_and_places_of_data(make, tmp_path):
+    run = make(7, scores={"test/loss": 1.0}, overrides={"data.path": "elsewhere", "data.tfds_dir": "there"})
+    assert results.record([run], [results.score(run)], tmp_path).exists()
+
+
+def test_record_refuses_a_seed_twice_and_two_variants(make, tmp_path):
+    with pytest.raises(ValueError, match=r"one run a seed; received seeds \[3, 3\]"):
+        results.record([make(3), make(3)], [{}, {}], tmp_path / "results")
+    with pytest.raises(ValueError, match=r"one experiment and variant; received .*:cpu and .*:demo"):
+        results.record([make(0), make(1, "demo")], [{}, {}], tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_summary_says_what_was_met(seeds):
+    text = results.summary(seeds, [results.score(run) for run in seeds])
+    lines = text.splitlines()
+    mean, deviation = np.mean(LOSSES), np.std(LOSSES, ddof=1)
+    assert lines[0] == "3 runs"
+    assert lines[1] == f"  test/loss: {mean:.4f} ± {deviation:.4f}  bar 1: met; published 0.9"
+    assert lines[2] == "  test/accuracy: 0.7000 ± 0.0000  bar 0.8: MISSED"
+    assert results.summary(seeds[:1], [{"x": 1.0}]).startswith("1 run\n")
+
+
+def test_table_has_a_row_a_bar_or_else_a_row_a_loss(seeds, make, tmp_path):
+    folder = tmp_path / "results"
+    results.record(seeds, [results.score(run) for run in seeds], folder)
+    demo = make(0, "demo", scores={"test/loss": 0.5, "test/accuracy": 0.9}, seconds=30.0)
+    results.record([demo], [results.score(demo)], folder)
+    (folder / "other.json").write_text('{"kind": "something else"}')
+    lines = results.table(folder).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in cells}) == 1, "every row has as many cells as the head"
+    names = [row[:2] for row in cells[2:]]
+    assert names == [
+        ["[`paper:cpu`](results/paper-cpu.json)", "test/loss"],
+        ["[`paper:cpu`](results/paper-cpu.json)", "test/accuracy"],
+        ["[`paper:cpu`](results/paper-cpu.json)", "train/loss@2 epochs"],
+        ["[`paper:demo`](results/paper-demo.json)", "test/loss"],
+    ]
+    spread = f"{np.mean(LOSSES):.4f} ± {np.std(LOSSES, ddof=1):.4f} (3)"
+    hardware = "2 cores of Abacus 3"
+    assert cells[2][2:] == [spread, "1, met", "0.9 (the paper)", f"2.0, {hardware}"]
+    assert cells[3][3:5] == ["0.8, missed", ""]
+    assert cells[5][2:] == ["0.5000 ± 0.0000 (1)", "", "", f"0.5, {hardware}"]
+
+
+def test_a_target_is_met_at_the_bar_itself():
+    assert results._met(Target("x", 1.0), 1.0) and not results._met(Target("x", 1.0), 1.0001)
+    higher = functools.partial(Target, "x", 1.0, higher_is_better=True)
+    assert results._met(higher(), 1.0) and not results._met(higher(), 0.9999)
+
+
+def test_readme_keeps_what_stands_around_its_table(tmp_path):
+    text = f"# A\n\n{results.BEGIN}\nold\n{results.END}\n\nafter\n"
+    new = results.readme(text, tmp_path)
+    assert new == f"# A\n\n{results.BEGIN}\n{results.table(tmp_path)}\n{results.END}\n\nafter\n"
+    assert results.readme(new, tmp_path) == new
+    with pytest.raises(ValueError, match="README lacks the lines"):
+        results.readme("# A\n", tmp_path)
+
+
+def test_check_compares_and_writes_nothing(tmp_path, monkeypatch, capsys, seeds):
+    monkeypatch.chdir(tmp_path)
+    stale = f"{results.BEGIN}\n{results.END}\n"
+    Path("README.md").write_text(stale)
+    assert results.main(["--check"]) == 1 and "stale" in capsys.readouterr().out
+    assert Path("README.md").read_text() == stale
+    results.record(seeds, [results.score(run) for run in seeds], Path("results"))
+    assert results.main([]) == 0 and "paper:cpu" in Path("README.md").read_text()
+    assert results.main(["--check"]) == 0 and "current" in capsys.readouterr().out
+
+
+def test_the_table_of_the_readme_is_current():
+    path = ROOT / "README.md"
+    if not path.exists():
+        pytest.skip("README.md is not written yet")
+    text = path.read_text()
+    assert results.readme(text, ROOT / "results") == text, "make results"

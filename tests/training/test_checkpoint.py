@@ -1,0 +1,174 @@
+"""What survives: the newest and the best, damage, other layouts, a full disk, kills at any moment."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmlab.training.checkpoint import Checkpoints, DiskFull
+from lmlab.training.loop import Trainer
+from lmlab.training.state import State
+from tests.training import toys
+from tests.training.test_loop import equal, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def state(step, value=1.0, size=4):
+    params = {"w": jnp.full((size,), value)}
+    return State(jnp.int32(step), params, {"m": jnp.zeros(size)}, {})
+
+
+def test_the_newest_and_the_best_are_kept_and_nan_is_never_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, best="validation/loss")
+    for step, loss in enumerate([5.0, 1.0, float("nan"), 3.0, 2.0, float("nan"), 4.0], start=1):
+        checkpoints.save(state(step), {}, {"validation/loss": loss})
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=2, best="validation/loss")
+    assert again.best_step == 2
+    assert again.steps == [2, 6, 7]
+
+
+def test_a_save_without_the_metric_is_not_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=5, best="validation/loss")
+    checkpoints.save(state(1), {}, {"validation/loss": 2.0})
+    checkpoints.save(state(2), {}, {})
+    checkpoints.wait()
+    assert checkpoints.best_step == 1 and checkpoints.steps == [1, 2]
+
+
+def damage(folder):
+    """Cuts the largest file of a checkpoint short."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 3])
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys):
+    straight = run(tmp_path / "straight")
+    run(tmp_path / "hurt")
+    damage(tmp_path / "hurt/checkpoints/6")
+    again = run(tmp_path / "hurt")
+    assert "checkpoint 6 is damaged" in capsys.readouterr().out
+    equal(straight, again)
+    assert Checkpoints(tmp_path / "hurt/checkpoints").steps == [2, 4, 6]  # made anew
+    assert (tmp_path / "hurt/damaged-6").is_dir()
+
+
+def test_sampling_steps_over_a_damaged_checkpoint_too(tmp_path, capsys):
+    run(tmp_path)
+    damage(tmp_path / "checkpoints/6/variables")
+    step, _ = Checkpoints(tmp_path / "checkpoints").variables()
+    assert step == 4 and "damaged" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints/6").is_dir()  # reading moves nothing
+
+
+def test_nothing_but_damage_is_an_error_of_one_line(tmp_path):
+    run(tmp_path, checkpoint={"every": "0"})
+    damage(tmp_path / "checkpoints/6")
+    with pytest.raises(RuntimeError, match="checkpoint 6 in .* cannot be read: [^\n]*$"):
+        run(tmp_path, duration="9 steps", checkpoint={"every": "0"})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"data": 1, "fsdp": 8}, {"data": 1}),
+        ({"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ({"mode": "pmap", "data": 4}, {"data": 1}),
+        ({"data": 8}, {"mode": "pmap", "data": 2}),
+    ],
+)
+def test_a_run_goes_on_under_another_layout(tmp_path, before, after):
+    run(tmp_path / "moved", duration="4 steps", parallel=before)
+    moved = run(tmp_path / "moved", parallel=after)
+    straight = run(tmp_path / "straight")
+    for a, b in zip(jax.tree.leaves(moved.params), jax.tree.leaves(straight.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_alone_are_read_whatever_the_layout_was(tmp_path):
+    config = toys.config(parallel={"data": 1, "fsdp": 8})
+    kept = Trainer(toys.regression(config), config).run(tmp_path)
+    step, variables = Checkpoints(tmp_path / "checkpoints").variables()
+    assert step == 6 and set(variables) == {"params"}
+    equal(jax.device_get(kept.params), variables["params"])
+
+
+def test_sampling_takes_the_average_of_the_parameters(tmp_path):
+    kept = run(tmp_path, ema=0.9)
+    equal(kept.ema, Checkpoints(tmp_path / "checkpoints").variables()[1]["params"])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    ).returncode
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_with_one_line_and_keeps_the_last_good_checkpoint(small_disk):
+    checkpoints = Checkpoints(small_disk / "checkpoints", keep=10)
+    rng = np.random.default_rng(0)
+    with pytest.raises(DiskFull, match="no room for a checkpoint in .*; the last good one is kept"):
+        for step in range(1, 10):
+            kept = State(jnp.int32(step), {"w": jnp.asarray(rng.normal(size=40_000), jnp.float32)}, {}, {})
+            checkpoints.save(kept, {})
+            checkpoints.wait()
+    good = Checkpoints(small_disk / "checkpoints", keep=10)
+    assert good.steps == list(range(1, step))
+    assert good.variables()[0] == step - 1
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.training import toys
+from lmlab.training.loop import Trainer
+config = toys.config(checkpoint={"every": "1 step", "keep": 2}, parallel={"data": 1})
+config.duration = "400 steps"
+config.log_every = "5 steps"
+Trainer(toys.KINDS[sys.argv[2]](config), config).run(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["dropout", pytest.param("stream", marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_ends_as_if_never_killed(tmp_path, kind):
+    """SIGKILL, several times, a save under way at nearly every moment: it saves at every step."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CHILD]
+    rng = np.random.default_rng(0)
+    killed = 0
+    while killed < 3:
+        child = subprocess.Popen([*command, str(tmp_path / "killed"), kind], env=environment, stdout=subprocess.DEVNULL)
+        newest = Checkpoints(tmp_path / "killed/checkpoints").steps[-1:] if killed else [0]
+        while child.poll() is None and not _saved_after(tmp_path / "killed/checkpoints", newest[0] if newest else 0):
+            time.sleep(0.05)
+        time.sleep(float(rng.uniform(0, 0.3)))
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "it ended before it was killed"
+        killed += 1
+    for folder in ("killed", "straight"):
+        subprocess.run([*command, str(tmp_path / folder), kind], env=environment, check=True, stdout=subprocess.DEVNULL)
+    states = [Checkpoints(tmp_path / folder / "checkpoints").variables() for folder in ("killed", "straight")]
+    assert states[0][0] == states[1][0] == 400
+    equal(states[0][1], states[1][1])
+
+
+def _saved_after(folder, step):
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(name.isdigit() and int(name) > step for name in names)
