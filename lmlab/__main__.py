@@ -256,7 +256,8 @@ def compare(argv: list[str]) -> int:
     widths = [max(len(row[i]) for row in [["", *map(str, folders)], *rows]) for i in range(len(runs) + 1)]
     for row in [["", *map(str, folders)], *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    figure = curves.loss(runs, label=lambda run: str(run.folder))
+    above = os.path.commonpath([run.folder.absolute().parent for run in runs])
+    figure = curves.loss(runs, label=lambda run: os.path.relpath(run.folder.absolute(), above))
     style.save(figure, Path(fv.output), "loss")
     print(f"written: {Path(fv.output) / 'loss'}.png  .pdf  .csv")
     return 0
@@ -353,15 +354,19 @@ def _oserror(error: OSError) -> str:
 
 def _ours(error: BaseException) -> bool:
     """Whether lmlab or the experiment raised it: such a message is for the user, others are faults to be seen."""
-    frames = traceback.extract_tb(error.__traceback__)
     here = Path(__file__).resolve().parent
-    last = Path(frames[-1].filename).resolve() if frames else here
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [Path(frame.filename).resolve() for frame in frames]
     experiments = {
         Path(module.__file__).resolve()
         for name, module in list(sys.modules.items())
         if name.startswith("lmlab_experiment_")
     }
-    return here in last.parents or last in experiments
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        # a key of config.model that the model does not have: raised inside dataclasses
+        calls = [frame.name for frame, place in zip(frames, places, strict=True) if place in experiments]
+        return calls[-1:] == ["build"]
+    return here in places[-1].parents or places[-1] in experiments
 
 
 def _quiet() -> None:

@@ -60,12 +60,13 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     assets.save(folder / "assets")
     config_lib.write_json(config, folder / "config.json")
-    record = {"changes": [], **(before.record if before else {})}
+    record = before.record if before else {}
     made = describe(spec, overrides, config)
     if before and made["sha256"] != record["sha256"]:
         print(f"warning: {made['experiment']} has changed since {folder} was begun", file=sys.stderr)
         changes["sha256"] = (record["sha256"], made["sha256"])
     record |= made
+    record.setdefault("changes", [])
     if changes:
         record["changes"].append({"when": _now(), **{key: list(pair) for key, pair in changes.items()}})
     write_record(folder, record)
@@ -136,7 +137,9 @@ def describe(spec: str, overrides: Mapping[str, Any], config) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    (folder / "run.json").write_text(json.dumps(record, indent=2, default=list) + "\n")
+    temporary = folder / "run.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2, default=list) + "\n")
+    temporary.replace(folder / "run.json")
 
 
 def git_commit(folder: Path) -> str:

@@ -42,7 +42,8 @@ def test_durations_in_steps(written, steps):
 
 
 @pytest.mark.parametrize(
-    "written", ["", "steps", "-5", "-1 epochs", "5 fortnights", "1.2.3", "5 steps 3", "nan", "inf", "1e999", "%"]
+    "written",
+    ["", "steps", "-5", "-1 epochs", "5 fortnights", "1.2.3", "5 steps 3", "nan", "inf", "1e999", "%"],
 )
 def test_what_is_no_duration_is_refused(written):
     with pytest.raises(ValueError, match="log_every: received") as error:
@@ -223,7 +224,15 @@ def test_difference_names_every_leaf_that_differs():
 def test_what_a_resumed_run_may_change():
     for key in ("duration", "log_every", "checkpoint.every", "checkpoint.keep", "parallel.mode", "data.path"):
         assert configs.may_change(key), key
-    for key in ("seed", "batch_size", "precision", "optimizer.learning_rate", "data.paths", "data", "model.width"):
+    for key in (
+        "seed",
+        "batch_size",
+        "precision",
+        "optimizer.learning_rate",
+        "data.paths",
+        "data",
+        "model.width",
+    ):
         assert not configs.may_change(key), key
 
 

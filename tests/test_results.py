@@ -127,7 +127,8 @@ def test_one_run_has_no_deviation_and_no_variant_no_suffix(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"optimizer.learning_rate": 0.1}, {"batch_size": 20}, {"duration": "5 epochs"}, {"ema": 0.9}]
+    "overrides",
+    [{"optimizer.learning_rate": 0.1}, {"batch_size": 20}, {"duration": "5 epochs"}, {"ema": 0.9}],
 )
 def test_record_refuses_what_the_variant_does_not_say(make, tmp_path, overrides):
     runs = [make(0), make(1, overrides=overrides)]

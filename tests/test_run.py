@@ -202,7 +202,10 @@ def test_a_run_goes_on_for_longer_and_remembers_what_changed(copy):
     ("overrides", "told"),
     [
         ({"seed": 1}, "seed: 3 there, 1 here"),
-        ({"data.slope": 3.0, "model.power": 2}, "data.slope: 2.0 there, 3.0 here; model.power: 1 there, 2 here"),
+        (
+            {"data.slope": 3.0, "model.power": 2},
+            "data.slope: 2.0 there, 3.0 here; model.power: 1 there, 2 here",
+        ),
         ({"duration": "5 steps"}, "may only grow: '6 steps' there, '5 steps' here"),
     ],
 )

@@ -57,7 +57,7 @@ class Trainer:
         self.layout = parallel.layout(**config.parallel)
         self.layout.check(config.batch_size, config.accumulate)
         optimizer = experiment.optimizer(self.clock)
-        self.example = self.source.example()
+        self.example = jax.tree.map(jnp.asarray, self.source.example())
         options = {"accumulate": config.accumulate, "ema": config.ema}
         self.make = lambda: create(experiment, optimizer, self.init_key, self.example, config.ema > 0)
         self.alone = make_step(experiment, optimizer, step_key, **options)
@@ -166,6 +166,10 @@ class Trainer:
                 scalars = {}
                 if due("evaluate") and self.evaluations and not signals.received:
                     scalars = evaluate(layout.save(state).variables, done)
+                    if config.checkpoint.best and config.checkpoint.best not in scalars:
+                        raise ValueError(
+                            f"checkpoint.best: received {config.checkpoint.best!r}; allowed: {', '.join(scalars)}"
+                        )
                     writers.write(report.position(done, timer.seconds) | scalars)
                     progress.say(
                         f"step {done:,}: " + ", ".join(f"{key} {value:.4f}" for key, value in scalars.items())

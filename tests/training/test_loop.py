@@ -19,8 +19,7 @@ from tests.training import toys
 
 def run(folder, kind="plain", duration="6 steps", **leaves):
     """Trains a toy in `folder`, on or from where it stands; returns its final state."""
-    config = toys.config(**leaves)
-    config.duration = duration
+    config = toys.config(duration=duration, **leaves)
     return jax.device_get(Trainer(toys.KINDS[kind](config), config).run(folder))
 
 
@@ -114,7 +113,7 @@ class Diverging(toys.Regression):
         size = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
         return Mean(mean.total + jnp.where(size > self.limit, jnp.nan, 0.0), mean.count), metrics, new
 
-    limit = 20.0
+    limit = 45.0  # some 36 at the start
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -135,8 +134,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, number):
-    config = toys.config(checkpoint={"every": "0"})
-    config.duration, config.evaluate_every, config.log_every = "1000000 steps", "0", "0"
+    quiet = {"checkpoint": {"every": "0"}, "evaluate_every": "0", "log_every": "0"}
+    config = toys.config(duration="10000000 steps", **quiet)
     timer = threading.Timer(6.0, os.kill, (os.getpid(), number))
     timer.start()
     with pytest.raises(Stopped) as stopped:
@@ -144,7 +143,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert stopped.value.args[0] == number
     step = stopped.value.args[1]
     assert Checkpoints(tmp_path / "checkpoints").steps == [step]
-    straight = run(tmp_path / "straight", duration=f"{step} steps", checkpoint={"every": "0"})
+    straight = run(tmp_path / "straight", duration=f"{step} steps", **quiet)
     _, variables = Checkpoints(tmp_path / "checkpoints").variables()
     equal(straight.params, variables["params"])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # given back

@@ -17,8 +17,8 @@ from lmlab.training import optimizer
 
 def config(**leaves):
     """Six steps of eight examples on one device, saved every two."""
-    leaves = {"checkpoint": {"every": "2 steps", "keep": 10}, **leaves}
-    value = configs.base(duration="6 steps", batch_size=8, log_every="3 steps", evaluate_every="3 steps", **leaves)
+    defaults = {"duration": "6 steps", "batch_size": 8, "log_every": "3 steps", "evaluate_every": "3 steps"}
+    value = configs.base(**{**defaults, "checkpoint": {"every": "2 steps", "keep": 10}, **leaves})
     value.parallel.data = leaves.get("parallel", {}).get("data", 1)
     return value
 
