@@ -267,8 +267,12 @@ def _rule(name: str, value, holds: bool, allowed: str) -> None:
 # -- config.json ------------------------------------------------------------------------------------
 
 
-def write_json(config: ml_collections.ConfigDict, path: Path) -> None:
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+def write_json(value: Mapping[str, Any] | ml_collections.ConfigDict, path: Path) -> None:
+    """Written whole or not at all, whatever happens meanwhile."""
+    plain = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(plain, indent=2, default=list) + "\n")
+    temporary.replace(path)
 
 
 def read_json(path: Path) -> ml_collections.ConfigDict:

@@ -69,7 +69,7 @@ def train(
     record.setdefault("changes", [])
     if changes:
         record["changes"].append({"when": _now(), **{key: list(pair) for key, pair in changes.items()}})
-    write_record(folder, record)
+    config_lib.write_json(record, folder / "run.json")  # last: it makes the directory a run
     trainer.run(folder, wandb, profile)
     return Run(folder)
 
@@ -80,7 +80,8 @@ def check_new(folder: Path) -> None:
         raise ValueError(
             f"workdir {str(folder)!r} is a file; allowed: a directory, new, empty or holding a run"
         )
-    if folder.is_dir() and any(folder.iterdir()):
+    begun = {"assets", "config.json", "config.json.tmp", "run.json.tmp"}  # killed before run.json was there
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - begun:
         raise ValueError(f"workdir {str(folder)!r} is not empty and holds no run (no run.json); name another")
     parent = folder
     while not parent.exists():
@@ -134,12 +135,6 @@ def describe(spec: str, overrides: Mapping[str, Any], config) -> dict[str, Any]:
         "command": " ".join(sys.argv[1:]) if sys.argv and "lmlab" in sys.argv[0] else "",
         "when": _now(),
     }
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    temporary = folder / "run.json.tmp"
-    temporary.write_text(json.dumps(record, indent=2, default=list) + "\n")
-    temporary.replace(folder / "run.json")
 
 
 def git_commit(folder: Path) -> str:

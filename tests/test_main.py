@@ -38,7 +38,7 @@ def place(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refused(capsys, tmp_path):
-    """`refused(argv, *told)`: the command fails with one line that holds all of `told`, and writes nothing."""
+    """`refused(argv, *told)`: one line that holds all of `told`, a code that is not 0, nothing written."""
 
     def refused(argv, *told, code=2):
         before = contents(tmp_path)

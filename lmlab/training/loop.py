@@ -79,6 +79,9 @@ class Trainer:
             trace = Trace(folder / "profile" if profile else None)
             state = self._steps(state, loop, checkpoints, evaluate, writers, progress, trace)
             checkpoints.close()
+        except Exception:
+            checkpoints.wait()  # what is being saved stays of use
+            raise
         finally:
             progress.close()
             writers.close()
