@@ -5,9 +5,11 @@ the loss against tokens and against seconds. Each arm has three learning rates; 
 mean validation loss is taken, and the held-out last twentieth of the text is read with that one alone.
 
     for arm in gpt gru lstm; do for rate in 1e-3 3e-3 1e-2; do for seed in 0 1 2; do
-      lmlab train --config=experiments/gpt_or_rnn.py:$arm,lr$rate --workdir=runs/gpt_or_rnn/$arm-$rate-$seed --config.seed=$seed
+      lmlab train --config=experiments/gpt_or_rnn.py:$arm,lr$rate --config.seed=$seed \\
+          --workdir=runs/gpt_or_rnn/$arm-$rate/$seed
     done; done; done
     lmlab figures --workdir=runs/gpt_or_rnn
+    lmlab evaluate --workdir=runs/gpt_or_rnn/gru-1e-2     # the rate that was best on the validation text
 
 demo: a minute a run on the Python reference. cpu, the default: two minutes a run on tiny shakespeare.
 """

@@ -59,7 +59,8 @@ def train(argv: list[str]) -> int:
     except Stopped as stopped:
         number, step = stopped.args
         print(
-            f"stopped by {signal.Signals(number).name} after step {step}; saved. To go on: lmlab train --workdir={fv.workdir}"
+            f"stopped by {signal.Signals(number).name} after step {step}; saved."
+            f" To go on: lmlab train --workdir={fv.workdir}"
         )
         return STOPPED[number]
     print(f"done: {done.folder}  (lmlab evaluate, sample or figures --workdir={done.folder})")
@@ -195,7 +196,8 @@ def data(argv: list[str]) -> int:
     source = experiment.train_data()
     clock = config_lib.Clock(config.duration, source.batch_size, source.num_examples)
     print(
-        f"training: {source.num_examples:,} examples, {source.steps_per_epoch:,} batches of {source.batch_size} an epoch"
+        f"training: {source.num_examples:,} examples,"
+        f" {source.steps_per_epoch:,} batches of {source.batch_size} an epoch"
     )
     print(f"the run: {clock.total:,} steps, {clock.total / source.steps_per_epoch:.2f} epochs")
     for name, evaluation in experiment.evaluations.items():

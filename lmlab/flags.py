@@ -115,7 +115,8 @@ class Flags:
         match = re.match(r"flag --([\w.]+)=(.*?): ", str(error), re.DOTALL)
         if not match or match.group(1) not in self.values:
             return str(error)
-        return f"--{match.group(1)}: received {match.group(2)!r}; allowed: a value of type {self.values[match.group(1)].flag_type()}"
+        name, received = match.group(1), match.group(2)
+        return f"--{name}: received {received!r}; allowed: a value of type {self.values[name].flag_type()}"
 
     def require(self, name: str) -> str:
         if not self.values[name].value:

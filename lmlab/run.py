@@ -8,12 +8,14 @@ assets/        small facts fixed at the start: a tokenizer, the hash of the text
 evaluations/   arrays of evaluations by step; figures/, samples/: what was drawn
 """
 
+import dataclasses
 import datetime
 import functools
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -57,6 +59,8 @@ def train(
     parallel.prepare(config.precision)
     assets = Assets(folder / "assets" if before else None)
     trainer = Trainer(module.build(config, assets), config)
+    if "duration" in changes:
+        check_longer(trainer.clock, *changes["duration"])
     folder.mkdir(parents=True, exist_ok=True)
     assets.save(folder / "assets")
     config_lib.write_json(config, folder / "config.json")
@@ -106,13 +110,12 @@ def check_same(before: "Run", spec: str, config) -> dict[str, tuple[Any, Any]]:
         raise ValueError(
             f"{before.folder} holds a run with another configuration ({told}); name another --workdir"
         )
-    if "duration" in changes:
-        old, new = (config_lib.parse_duration(value) for value in changes["duration"])
-        if old[1] == new[1] and new[0] < old[0]:
-            raise ValueError(
-                f"duration of a resumed run may only grow: {changes['duration'][0]!r} there, {changes['duration'][1]!r} here"
-            )
     return changes
+
+
+def check_longer(clock: config_lib.Clock, old: str, new: str) -> None:
+    if clock.total < dataclasses.replace(clock, duration=old).total:
+        raise ValueError(f"duration of a resumed run may only grow: {old!r} there, {new!r} here")
 
 
 def describe(spec: str, overrides: Mapping[str, Any], config) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def describe(spec: str, overrides: Mapping[str, Any], config) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git_commit": git_commit(path.resolve().parent),
-        "command": " ".join(sys.argv[1:]) if sys.argv and "lmlab" in sys.argv[0] else "",
+        "command": shlex.join(["lmlab", *sys.argv[1:]]) if sys.argv and "lmlab" in sys.argv[0] else "",
         "when": _now(),
     }
 

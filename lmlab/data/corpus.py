@@ -40,8 +40,8 @@ class Corpus:
         kept = self.assets.get("text.json", lambda: found)
         if kept["sha256"] != found["sha256"]:
             raise ValueError(
-                f"the text {found['source']!r} ({found['characters']:,} characters, sha256 {found['sha256'][:12]}) is not"
-                f" the one of this run, {kept['source']!r} ({kept['characters']:,}, {kept['sha256'][:12]})"
+                f"the text {found['source']!r} ({found['characters']:,} characters,"
+                f" sha256 {found['sha256'][:12]}) is not the one of this run, {kept['source']!r} ({kept['characters']:,}, {kept['sha256'][:12]})"
             )
         return content
 

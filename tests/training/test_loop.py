@@ -52,7 +52,10 @@ def test_an_average_of_parameters_resumes_too(tmp_path):
     straight = run(tmp_path / "straight", ema=0.9)
     run(tmp_path / "cut", duration="4 steps", ema=0.9)
     equal(straight, run(tmp_path / "cut", ema=0.9))
-    differ = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (straight.ema, straight.params)), strict=True)]
+    differ = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, (straight.ema, straight.params)), strict=True)
+    ]
     assert max(differ) > 1e-4
 
 
@@ -124,7 +127,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     experiment = type(experiment)(
         task=Diverging(toys.MLP()), optimizer=experiment.optimizer, train_data=experiment.train_data
     )
-    with pytest.raises(NotFinite, match=r"not finite within steps \d+ to \d+: .*last good checkpoint is that of step"):
+    with pytest.raises(
+        NotFinite, match=r"not finite within steps \d+ to \d+: .*last good checkpoint is that of step"
+    ):
         Trainer(experiment, config).run(tmp_path)
     step, variables = Checkpoints(tmp_path / "checkpoints").variables()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
@@ -132,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert rows(tmp_path)[-1]["step"] >= step
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops(tmp_path, number):
     quiet = {"checkpoint": {"every": "0"}, "evaluate_every": "0", "log_every": "0"}
     config = toys.config(duration="10000000 steps", **quiet)
@@ -172,7 +177,9 @@ def test_fine_tuning_starts_from_given_parameters_but_resuming_from_its_own(tmp_
 
     def tuned(value):
         fields = {name: getattr(experiment, name) for name in ("task", "optimizer", "train_data")}
-        return type(experiment)(**fields, init_from=lambda params: jax.tree.map(lambda x: jnp.full_like(x, value), params))
+        return type(experiment)(
+            **fields, init_from=lambda params: jax.tree.map(lambda x: jnp.full_like(x, value), params)
+        )
 
     first = Trainer(tuned(0.25), config).run(tmp_path)
     assert all((leaf == 0.25).all() for leaf in jax.tree.leaves(first.params))
@@ -183,5 +190,7 @@ def test_fine_tuning_starts_from_given_parameters_but_resuming_from_its_own(tmp_
 
 def test_best_must_name_an_evaluation():
     config = toys.config(checkpoint={"best": "valid/loss"})
-    with pytest.raises(ValueError, match=r"checkpoint.best: received 'valid/loss'; allowed: .*validation/loss"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint.best: received 'valid/loss'; allowed: .*validation/loss"
+    ):
         Trainer(toys.regression(config), config)

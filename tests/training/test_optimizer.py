@@ -38,7 +38,9 @@ def test_linear_constant_and_rsqrt():
     np.testing.assert_allclose(rates("linear")[[55, 100, 120]], [0.55, 0.1, 0.1], atol=1e-6)
     np.testing.assert_allclose(rates("constant")[10:], 1)
     np.testing.assert_allclose(rates("rsqrt")[10:], np.sqrt(11 / np.arange(11, 122)), rtol=1e-6)
-    noam = np.array([min((s + 1) ** -0.5, (s + 1) * 11**-1.5) for s in range(121)])  # Vaswani et al. 2017, eq. 3
+    noam = np.array(
+        [min((s + 1) ** -0.5, (s + 1) * 11**-1.5) for s in range(121)]
+    )  # Vaswani et al. 2017, eq. 3
     np.testing.assert_allclose(rates("rsqrt"), noam / noam.max(), rtol=1e-6)
 
 
@@ -48,8 +50,13 @@ def test_without_warm_up_the_first_step_has_the_peak():
 
 def test_adamw_is_optaxs():
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    grads = jax.tree.map(lambda leaf: jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape) - 1, params)
-    ours, theirs = build(learning_rate=0.1, weight_decay=0.01), optax.adamw(0.1, weight_decay=0.01, mask={"w": True, "b": False})
+    grads = jax.tree.map(
+        lambda leaf: jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape) - 1, params
+    )
+    ours, theirs = (
+        build(learning_rate=0.1, weight_decay=0.01),
+        optax.adamw(0.1, weight_decay=0.01, mask={"w": True, "b": False}),
+    )
     states = [ours.init(params), theirs.init(params)]
     both = [params, params]
     for _ in range(3):
@@ -89,7 +96,9 @@ def test_the_learning_rate_may_be_traced():
     changes = once(jnp.array([0.1, 0.2]))
     for rate, change in zip((0.1, 0.2), changes, strict=True):
         tx = build(learning_rate=rate, schedule="cosine", weight_decay=rate)
-        np.testing.assert_allclose(change, tx.update(params, tx.init(params), params)[0]["w"][0, 0], rtol=1e-6)
+        np.testing.assert_allclose(
+            change, tx.update(params, tx.init(params), params)[0]["w"][0, 0], rtol=1e-6
+        )
 
 
 def test_decay_with_plain_adam_is_refused():

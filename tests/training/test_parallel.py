@@ -39,7 +39,9 @@ def test_the_mesh_equals_one_device(tmp_path, name, kind):
     close(alone, spread, 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["plain", "dropout", "batch_statistics", "stream", "adversarial", "carrying"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "dropout", "batch_statistics", "stream", "adversarial", "carrying"]
+)
 def test_pmap_equals_microbatches_on_one_device(tmp_path, kind):
     """Keys included: shard d of n draws what microbatch d of n draws."""
     parts = trained(tmp_path / "one", kind, accumulate=4)

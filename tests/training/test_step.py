@@ -1,7 +1,5 @@
 """Accumulation, masks, keys, averages: one update against the large batch and against NumPy."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +83,9 @@ def test_dropout_masks_differ_between_microbatches_and_steps(batch):
     same = {name: jnp.broadcast_to(array[:1], array.shape) for name, array in batch.items()}
     alone, _ = one_step(experiment, {name: array[:4] for name, array in same.items()})
     twice, _ = one_step(experiment, same, accumulate=2)
-    differ = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone.params, twice.params)), strict=True)]
+    differ = [
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone.params, twice.params)), strict=True)
+    ]
     assert max(differ) > 1e-4  # the second microbatch drew another mask
 
 
@@ -142,7 +142,13 @@ def test_a_part_moves_alone(batch):
 
 def test_optimizers_must_fit_the_parts(batch):
     with pytest.raises(ValueError, match="optimizers for"):
-        create(Experiment(task=toys.Adversaries()), {"generator": optax.sgd(1.0)}, jax.random.key(0), batch, False)
+        create(
+            Experiment(task=toys.Adversaries()),
+            {"generator": optax.sgd(1.0)},
+            jax.random.key(0),
+            batch,
+            False,
+        )
 
 
 def test_steps_are_counted_by_the_step(batch):

@@ -108,7 +108,10 @@ class Adversaries:
 
     def init(self, key, batch):
         a, b = jax.random.split(key)
-        return {"generator": {"w": jax.random.normal(a, (16,))}, "critic": {"v": jax.random.normal(b, (16,))}}, {}
+        return {
+            "generator": {"w": jax.random.normal(a, (16,))},
+            "critic": {"v": jax.random.normal(b, (16,))},
+        }, {}
 
     def loss(self, params, collections, batch, key, train):
         raise AssertionError("an experiment with a step of its own does not use the task's loss")
@@ -148,7 +151,11 @@ class Carrying:
 
     def loss(self, params, collections, batch, key, train):
         h = jnp.tanh(batch["x"] + collections["carry"]["h"] @ params["w"])
-        return Mean.of(jnp.mean((h[:, :4] - batch["y"]) ** 2, -1)), {}, {"carry": {"h": jax.lax.stop_gradient(h)}}
+        return (
+            Mean.of(jnp.mean((h[:, :4] - batch["y"]) ** 2, -1)),
+            {},
+            {"carry": {"h": jax.lax.stop_gradient(h)}},
+        )
 
 
 def carrying(config):
