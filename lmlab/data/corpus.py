@@ -41,7 +41,8 @@ class Corpus:
         if kept["sha256"] != found["sha256"]:
             raise ValueError(
                 f"the text {found['source']!r} ({found['characters']:,} characters,"
-                f" sha256 {found['sha256'][:12]}) is not the one of this run, {kept['source']!r} ({kept['characters']:,}, {kept['sha256'][:12]})"
+                f" sha256 {found['sha256'][:12]}) is not the one of this run,"
+                f" {kept['source']!r} ({kept['characters']:,}, {kept['sha256'][:12]})"
             )
         return content
 
