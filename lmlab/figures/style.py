@@ -139,7 +139,9 @@ def _glyphs() -> frozenset[int]:
 
 def label_tokens(axis: Axis, tokens: Sequence[str], inches: float, size: float = SIZE - 2) -> None:
     """Labels `axis`, which is `inches` long, by its tokens: each, or every n-th where they would touch."""
-    every = max(1, math.ceil(len(tokens) * TICK * size / (SIZE - 2) / inches))
+    narrow = axis.axis_name == "x" and all(len(visible(token)) == 1 for token in tokens)
+    room = (0.6 if narrow else 1.0) * TICK * size / (SIZE - 2)  # characters are narrower than lines are high
+    every = max(1, math.ceil(len(tokens) * room / inches))
     places = np.arange(0, len(tokens), every)
     labels = [visible(tokens[place]) for place in places]
     axis.set_ticks(places, labels, fontsize=size, parse_math=False)
