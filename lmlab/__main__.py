@@ -81,6 +81,8 @@ def evaluate(argv: list[str]) -> int:
     fv.string("results", "results", "folder of --record")
     fv.parse(argv)
     fv.require("workdir")
+    if fv.record and fv.checkpoint:
+        raise UsageError("--record takes the newest checkpoint; --checkpoint cannot be given with it")
     from lmlab import run
     from lmlab.evaluation import results
 
@@ -209,7 +211,8 @@ def data(argv: list[str]) -> int:
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         leaf = np.asarray(leaf)
         print(
-            f"batch{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)} from {leaf.min()} to {leaf.max()}"
+            f"batch{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)}"
+            f" from {leaf.min():.4g} to {leaf.max():.4g}"
         )
     if experiment.show is not None:
         shown = experiment.show(jax.tree.map(lambda leaf: np.asarray(leaf)[: fv.examples], batch))
@@ -259,9 +262,14 @@ def compare(argv: list[str]) -> int:
     for row in [["", *map(str, folders)], *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     above = os.path.commonpath([run.folder.absolute().parent for run in runs])
-    figure = curves.loss(runs, label=lambda run: os.path.relpath(run.folder.absolute(), above))
-    style.save(figure, Path(fv.output), "loss")
-    print(f"written: {Path(fv.output) / 'loss'}.png  .pdf  .csv")
+    drawn = [run for run in runs if set(curves.LOSSES) & set(run.metrics())]
+    for run in runs:
+        if run not in drawn:
+            print(f"not drawn: {run.folder} logged none of {', '.join(curves.LOSSES)}")
+    if drawn:
+        figure = curves.loss(drawn, label=lambda run: os.path.relpath(run.folder.absolute(), above))
+        style.save(figure, Path(fv.output), "loss")
+        print(f"written: {Path(fv.output) / 'loss'}.png  .pdf  .csv")
     return 0
 
 
@@ -297,6 +305,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except BrokenPipeError:
         return 1
+    except KeyboardInterrupt:
+        return _fail(f"lmlab {name}", "interrupted; nothing was saved since the last checkpoint", 130)
     except (UsageError, FlagError) as error:
         return _fail(f"lmlab {name}", error)
     except OSError as error:

@@ -277,7 +277,7 @@ def write_json(value: Mapping[str, Any] | ml_collections.ConfigDict, path: Path)
 
 def read_json(path: Path) -> ml_collections.ConfigDict:
     """The config of a run, as it was; locked."""
-    config = ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+    config = ml_collections.ConfigDict(_tuples(experiment.read_json(path)))
     config.lock()
     return config
 

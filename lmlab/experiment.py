@@ -158,13 +158,13 @@ class Assets:
     """
 
     def __init__(self, folder: Path | None = None):
+        """folder: where an existing run keeps them; None: a fresh start."""
         self.folder = folder
         self.values: dict[str, Any] = {}
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self.values:
-            saved = self.folder / name if self.folder else None
-            self.values[name] = json.loads(saved.read_text()) if saved and saved.exists() else make()
+            self.values[name] = make() if self.folder is None else read_json(self.folder / name)
         return self.values[name]
 
     def save(self, folder: Path) -> None:
@@ -223,6 +223,16 @@ def check_variant(module: ModuleType, variant: str) -> list[str]:
                 f"unknown variant {part!r}; allowed: {', '.join(known) or 'none'} (combine by comma)"
             )
     return parts
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file of a run; ValueError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}, which the run was made with, is not there") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def sha256(path: Path) -> str:

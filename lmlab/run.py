@@ -8,11 +8,12 @@ assets/        small facts fixed at the start: a tokenizer, the hash of the text
 evaluations/   arrays of evaluations by step; figures/, samples/: what was drawn
 """
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -51,6 +52,9 @@ def train(
             raise FileNotFoundError(f"{folder} holds no run; --config=FILE[:VARIANT] starts one")
     elif not spec:
         spec, overrides = before.spec, {**before.record["overrides"], **overrides}
+    elif spec == before.spec:  # what may change stays as it was unless it is said anew
+        kept = {key: value for key, value in before.record["overrides"].items() if config_lib.may_change(key)}
+        overrides = kept | overrides
     config, module = config_lib.load(spec, overrides)
     changes = check_same(before, spec, config) if before else {}
     from lmlab.training import parallel
@@ -62,20 +66,39 @@ def train(
     if "duration" in changes:
         check_longer(trainer.clock, *changes["duration"])
     folder.mkdir(parents=True, exist_ok=True)
-    assets.save(folder / "assets")
-    config_lib.write_json(config, folder / "config.json")
-    record = before.record if before else {}
-    made = describe(spec, overrides, config)
-    if before and made["sha256"] != record["sha256"]:
-        print(f"warning: {made['experiment']} has changed since {folder} was begun", file=sys.stderr)
-        changes["sha256"] = (record["sha256"], made["sha256"])
-    record |= made
-    record.setdefault("changes", [])
-    if changes:
-        record["changes"].append({"when": _now(), **{key: list(pair) for key, pair in changes.items()}})
-    config_lib.write_json(record, folder / "run.json")  # last: it makes the directory a run
-    trainer.run(folder, wandb, profile)
+    with locked(folder):
+        assets.save(folder / "assets")
+        config_lib.write_json(config, folder / "config.json")
+        record = describe(spec, overrides, config) | {"changes": []}
+        if before:
+            old = before.record
+            kept = ("experiment", "sha256", "git_commit", "versions", "devices")
+            changes |= {key: (old[key], record[key]) for key in kept if old[key] != record[key]}
+            record |= {"when": old["when"], "changes": old["changes"]}
+            if old["sha256"] != record["sha256"]:
+                print(
+                    f"warning: {record['experiment']} has changed since {folder} was begun", file=sys.stderr
+                )
+            if not (folder / "checkpoints").is_dir():
+                print(f"warning: {folder} has no checkpoints; starting from step 0", file=sys.stderr)
+        if changes:
+            record["changes"].append({"when": _now(), **{key: list(pair) for key, pair in changes.items()}})
+        config_lib.write_json(record, folder / "run.json")  # last: it makes the directory a run
+        trainer.run(folder, wandb, profile)
     return Run(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """One trainer a run. The lock is the operating system's: it goes with the process that holds it."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder} is being trained by another process; name another --workdir"
+            ) from None
+        yield
 
 
 def check_new(folder: Path) -> None:
@@ -84,7 +107,13 @@ def check_new(folder: Path) -> None:
         raise ValueError(
             f"workdir {str(folder)!r} is a file; allowed: a directory, new, empty or holding a run"
         )
-    begun = {"assets", "config.json", "config.json.tmp", "run.json.tmp"}  # killed before run.json was there
+    begun = {
+        "lock",
+        "assets",
+        "config.json",
+        "config.json.tmp",
+        "run.json.tmp",
+    }  # killed before run.json was there
     if folder.is_dir() and {path.name for path in folder.iterdir()} - begun:
         raise ValueError(f"workdir {str(folder)!r} is not empty and holds no run (no run.json); name another")
     parent = folder
@@ -175,7 +204,7 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "run.json").is_file():
             raise FileNotFoundError(f"{str(folder)!r} holds no run (no run.json); `lmlab train` makes one")
-        self.record: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
+        self.record: dict[str, Any] = experiment_lib.read_json(self.folder / "run.json")
         self.config = config_lib.read_json(self.folder / "config.json")
         self.path = Path(self.record["experiment"])
         self.variant: str = self.record["variant"]
@@ -217,9 +246,19 @@ class Run:
 
         if not (self.folder / "checkpoints").is_dir():
             raise FileNotFoundError(f"{self.folder} has no checkpoint yet")
-        return Checkpoints(
-            self.folder / "checkpoints", self.config.checkpoint.keep, self.config.checkpoint.best
-        )
+        return Checkpoints(self.folder / "checkpoints", best=self.config.checkpoint.best, read_only=True)
+
+    @functools.cached_property
+    def clock(self) -> config_lib.Clock:
+        """What turns durations of this run into steps; opens the training data."""
+        source = self.experiment.train_data()
+        return config_lib.Clock(self.config.duration, source.batch_size, source.num_examples)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest checkpoint is that of the last step."""
+        last = 1 if self.experiment.fit is not None else self.clock.total
+        return self.checkpoints.steps[-1:] == [last]
 
     @functools.cached_property
     def variables(self) -> dict[str, Any]:
@@ -275,16 +314,20 @@ class Run:
         return Evaluator(chosen, key, self.folder / "evaluations")(variables, step)
 
     def arrays(self, name: str) -> dict[str, Any]:
-        """The arrays that an evaluation kept last; if it has kept none yet, it is run now."""
+        """The arrays that an evaluation keeps, of the newest checkpoint; it is run now if it was not yet."""
         import numpy as np
 
-        kept = sorted(
-            (self.folder / "evaluations").glob(f"*/{name}.npz"), key=lambda path: int(path.parent.name)
-        )
-        if not kept:
+        if not self.checkpoints.steps:
+            raise FileNotFoundError(f"{self.folder} has no checkpoint yet")
+        folder = self.folder / "evaluations" / str(self.checkpoints.steps[-1])
+        if not (folder / f"{name}.npz").exists():
             self.evaluate()
-            return self.arrays(name)
-        with np.load(kept[-1]) as file:
+        if not (folder / f"{name}.npz").exists():
+            kept = sorted(path.stem for path in folder.glob("*.npz"))
+            raise ValueError(
+                f"no evaluation {name!r} keeps arrays; those that do: {', '.join(kept) or 'none'}"
+            )
+        with np.load(folder / f"{name}.npz") as file:
             return dict(file)
 
     def figures(self) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def shuffled(index, size: int, seed, epoch, xp=jnp):
     with np.errstate(over="ignore"):
         n = xp.uint32(size)
         epoch = xp.asarray(epoch).astype(xp.uint32)
-        base = _mix(_mix(xp.asarray(seed).astype(xp.uint32), xp) ^ (epoch + xp.uint32(GOLDEN)), xp)
+        seed = np.uint32(seed) if isinstance(seed, int) else xp.asarray(seed).astype(xp.uint32)
+        base = _mix(_mix(seed, xp) ^ (epoch + xp.uint32(GOLDEN)), xp)
 
         def exchange(r, x):
             key = _mix(base + (xp.asarray(r).astype(xp.uint32) + xp.uint32(1)) * xp.uint32(GOLDEN), xp)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import types
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +52,8 @@ class Run:
             "host": {"cores": 2, "processor": "Abacus 3 Processor", "system": "Linux"},
             "precision": "float32",
         }
-        source = types.SimpleNamespace(batch_size=10, num_examples=50)
-        self.experiment = types.SimpleNamespace(train_data=lambda: source)
+        self.clock = configs.Clock(self.config.duration, batch_size=10, num_examples=50)
+        self.finished = True
 
     def evaluate(self, checkpoint=None):
         return dict(self.scores)
@@ -142,6 +141,13 @@ def test_record_refuses_what_the_variant_does_not_say(make, tmp_path, overrides)
 def test_record_takes_seeds_and_places_of_data(make, tmp_path):
     run = make(7, scores={"test/loss": 1.0}, overrides={"data.path": "elsewhere", "data.tfds_dir": "there"})
     assert results.record([run], [results.score(run)], tmp_path).exists()
+
+
+def test_record_refuses_a_run_that_is_not_finished(make, tmp_path):
+    run = make(seed=0)
+    run.finished = False
+    with pytest.raises(ValueError, match="it is not finished"):
+        results.record([run], [run.evaluate()], tmp_path)
 
 
 def test_record_refuses_a_seed_twice_and_two_variants(make, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmlab.config import Clock, difference
+from lmlab.config import difference
 from lmlab.experiment import Target
 
 FREE = ("seed", "data.path", "data.tfds_dir")
@@ -21,14 +21,13 @@ BEGIN, END = "<!-- results: made by `make results` -->", "<!-- end of results --
 
 
 def score(run, checkpoint: int | str | None = None) -> dict[str, float]:
-    """All evaluations of a run, and the logged values its targets ask for, such as `train/loss@3 epochs`."""
+    """All evaluations of a run, and the logged values its targets ask for: `train/loss@3 epochs`, `...@best`."""
     scores = run.evaluate(checkpoint)
     for target in targets(run):
         name, _, when = target.metric.partition("@")
         if when:
-            source = run.experiment.train_data()
-            step = Clock(run.config.duration, source.batch_size, source.num_examples).steps(when)
             table = run.metrics().set_index("step")
+            step = table[name].idxmin() if when == "best" else run.clock.steps(when)
             if step in table.index and name in table:
                 scores[target.metric] = float(table.loc[step, name])
     return scores
@@ -68,6 +67,8 @@ def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
             )
         plain = run.module.get_config(run.variant)
         changed = [key for key in difference(plain, run.config) if key not in FREE]
+        if not run.finished:
+            raise ValueError(f"--record refuses {run.folder}: it is not finished; go on with lmlab train")
         if changed:
             raise ValueError(
                 f"--record refuses {run.folder}: {', '.join(changed)} differ from {run.spec}; make that a variant"

@@ -20,28 +20,39 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_pol
 
 from lmlab.training.state import State
 
+WORST = 1e30
+"""What stands for a metric that is NaN or was not measured: Orbax would take a NaN for the best."""
+
 
 class DiskFull(OSError):
     """No room for a checkpoint; the last good one is untouched."""
 
 
 class Checkpoints:
-    """The checkpoints of one run. `best`: the metric whose lowest checkpoint is kept besides the newest `keep`."""
+    """The checkpoints of one run. `best`: the metric whose lowest checkpoint is kept besides the newest `keep`.
 
-    def __init__(self, folder: Path, keep: int = 1, best: str = ""):
+    read_only: for who looks while another trains; nothing is written, moved or cleaned up.
+    """
+
+    def __init__(self, folder: Path, keep: int = 1, best: str = "", read_only: bool = False):
         logging.set_verbosity(logging.ERROR)  # Orbax tells every file it writes
         self.folder, self.best = folder.absolute(), best
+
+        def value(metrics) -> float:
+            return metrics.get(best, WORST)
+
         policies = [keep_policy.LatestN(keep)]
         if best:
-            policies.append(keep_policy.BestN(get_metric_fn=_value, reverse=True, n=1))
+            policies.append(keep_policy.BestN(get_metric_fn=value, reverse=True, n=1))
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep_policy.AnyPreservationPolicy(policies),
-                best_fn=_value if best else None,
+                best_fn=value,
                 best_mode="min",
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=not read_only,
+                read_only=read_only,
             ),
             item_handlers={
                 "variables": ocp.StandardCheckpointHandler(),
@@ -63,7 +74,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.manager.all_steps():
             return
-        value = (metrics or {}).get(self.best, math.inf) if self.best else math.inf
+        metrics = {name: value if math.isfinite(value) else WORST for name, value in (metrics or {}).items()}
         try:
             self.manager.save(
                 step,
@@ -72,7 +83,7 @@ class Checkpoints:
                     training=ocp.args.StandardSave(_training(state)),
                     loop=ocp.args.JsonSave(dict(loop)),
                 ),
-                metrics={"value": value if math.isfinite(value) else 1e30} if self.best else None,
+                metrics=metrics,
                 force=True,
             )
         except BaseException as error:
@@ -87,8 +98,10 @@ class Checkpoints:
     def restore(self, state: State) -> tuple[State, dict[str, Any]] | None:
         """(state, loop) of the newest whole checkpoint, shaped and placed like `state`; None if there is none.
 
-        One that cannot be read is named and set aside as `damaged-<step>`, and the one before it taken.
+        One that cannot be read is named and the one before it taken; once that has been read, the damaged
+        one is set aside as `damaged-<step>`. Where none can be read, none is moved.
         """
+        damaged: list[tuple[int, Exception]] = []
         for step in reversed(self.steps):
             try:
                 saved = self.manager.restore(
@@ -100,21 +113,28 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:
-                if len(self.steps) == 1:
-                    raise RuntimeError(
-                        f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}"
-                    ) from error
+                damaged.append((step, error))
+                continue
+            for number, error in damaged:
                 print(
-                    f"warning: checkpoint {step} is damaged ({_first_line(error)}); using the one before it",
+                    f"warning: checkpoint {number} is damaged ({_first_line(error)}); using {step}",
                     flush=True,
                 )
-                self._set_aside(step)
-                continue
+                self._set_aside(number)
             variables, training = saved["variables"], saved["training"]
-            step, opt_state = training["step"], training["opt_state"]
             return State(
-                step, variables["params"], opt_state, variables["collections"], variables.get("ema")
+                training["step"],
+                variables["params"],
+                training["opt_state"],
+                variables["collections"],
+                variables.get("ema"),
             ), saved["loop"]
+        if damaged:
+            step, error = damaged[0]
+            raise RuntimeError(
+                f"checkpoint {step} in {self.folder} cannot be read, nor one before it (damaged, or the model"
+                f" has changed): {_first_line(error)}"
+            ) from error
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -146,10 +166,6 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self.manager.close()
-
-
-def _value(metrics) -> float:
-    return metrics["value"]
 
 
 def _variables(state: State) -> dict[str, Any]:

@@ -73,8 +73,13 @@ class Trainer:
         if self.experiment.fit is not None:
             return self._fit(checkpoints, evaluate, folder, wandb)
         state, loop = self._begin(checkpoints)
-        writers = Writers(folder, int(self.layout.save(state).step), wandb, config.to_dict())
-        progress = Progress(self.clock.total, int(self.layout.save(state).step), self.unit)
+        done = int(self.layout.save(state).step)
+        writers = Writers(folder, done, wandb, config.to_dict())
+        progress = Progress(self.clock.total, done, self.unit)
+        if done >= self.clock.total:
+            progress.say(
+                f"already at step {done:,} of {self.clock.total:,}; for longer: --config.duration=..."
+            )
         try:
             trace = Trace(folder / "profile" if profile else None)
             state = self._steps(state, loop, checkpoints, evaluate, writers, progress, trace)
@@ -167,7 +172,7 @@ class Trainer:
                     report(*pending)
                     pending = None
                 scalars = {}
-                if due("evaluate") and self.evaluations and not signals.received:
+                if due("evaluate") and self.evaluations:  # also when stopped: it would not come again
                     scalars = evaluate(layout.save(state).variables, done)
                     if config.checkpoint.best and config.checkpoint.best not in scalars:
                         raise ValueError(
@@ -182,6 +187,8 @@ class Trainer:
                     host = layout.fetch(sums)
                     if done > since:
                         check_finite(host, since, done, checkpoints)
+                    if not layout.is_finite(state):  # the last update made them; its metrics came before it
+                        raise not_finite("parameters", since, done, checkpoints)
                     facts = {"sums": _sums_to_json(host), "unlogged": done - since}
                     facts["iterator"] = iterator.get_state() if iterator is not None else {}
                     checkpoints.save(layout.save(state), facts, scalars)
@@ -271,11 +278,15 @@ def check_finite(sums: dict[str, Mean], since: int, until: int, checkpoints: Che
     values = {name: float(mean.total) / (float(mean.count) or 1.0) for name, mean in sums.items()}
     broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        checkpoints.wait()
-        last = checkpoints.steps[-1:]
-        kept = f"the last good checkpoint is that of step {last[0]}" if last else "there is no checkpoint yet"
-        raise NotFinite(f"not finite within steps {since + 1} to {until}: {', '.join(broken)}; {kept}")
+        raise not_finite(", ".join(broken), since, until, checkpoints)
     return values
+
+
+def not_finite(what: str, since: int, until: int, checkpoints: Checkpoints) -> NotFinite:
+    checkpoints.wait()
+    last = checkpoints.steps[-1:]
+    kept = f"the last good checkpoint is that of step {last[0]}" if last else "there is no checkpoint yet"
+    return NotFinite(f"not finite within steps {min(since + 1, until)} to {until}: {what}; {kept}")
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """Where numbers go while a model trains: metrics.jsonl, TensorBoard, Weights & Biases, the progress bar."""
 
+import contextlib
 import json
 import math
 import sys
@@ -31,13 +32,13 @@ def peak_flops(device_kind: str, precision: str) -> float:
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The rows of a metrics.jsonl; a line cut short by a crash is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            continue
     return rows
 
 
@@ -66,7 +67,8 @@ class Writers:
             )
 
     def write(self, row: Mapping[str, float]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self.file.write(json.dumps(plain) + "\n")
         self.file.flush()
         for name, value in row.items():
             if "/" in name:
@@ -104,7 +106,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self.bar.disable:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):  # whoever read along has gone: no reason to stop
+                print(text, flush=True)
         else:
             self.bar.write(text)
 

@@ -180,6 +180,10 @@ class Layout:
         """Small replicated arrays, on the host."""
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)).reshape(-1)[0], sums)
 
+    def is_finite(self, state: State) -> bool:
+        """Whether every parameter is a number."""
+        return bool(_all_finite(state.params))
+
     def compile(self, step, source: Source, make: Callable[[], State]):
         """`run(state, totals, data, n) -> (state, totals)`: n steps in one dispatch, metrics added to totals.
 
@@ -206,6 +210,12 @@ class Layout:
             axes = (0, 0, 0, None)
             return jax.pmap(run, self.axis_name, in_axes=axes, donate_argnums=(0, 1), devices=self.devices)
         return jax.jit(run, donate_argnums=(0, 1), out_shardings=(self.shardings(make), self.replicated))
+
+
+@jax.jit
+def _all_finite(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all() if leaves else jnp.array(True)
 
 
 def layout(mode: str, data: int, fsdp: int, tensor: int, devices=None) -> Layout:

@@ -85,7 +85,7 @@ def test_sampling_steps_over_a_damaged_checkpoint_too(unawaited, tmp_path, capsy
 def test_nothing_but_damage_is_an_error_of_one_line(unawaited, tmp_path):
     run(tmp_path, checkpoint={"every": "0"})
     damage(tmp_path / "checkpoints/6")
-    with pytest.raises(RuntimeError, match=r"checkpoint 6 in .* cannot be read: [^\n]*$"):
+    with pytest.raises(RuntimeError, match=r"checkpoint 6 in .* cannot be read, nor one before it [^\n]*$"):
         run(tmp_path, duration="9 steps", checkpoint={"every": "0"})
 
 
