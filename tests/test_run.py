@@ -254,3 +254,38 @@ def test_importing_lmlab_imports_no_jax_and_parses_no_flags():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_has_one_trainer_at_a_time(tmp_path):
+    spec, short = "experiments/autoencoder.py:demo", {"duration": "2 steps", "parallel.data": 1}
+    lmlab.train(spec, tmp_path / "run", short)
+    with (
+        lmlab.run.locked(tmp_path / "run"),
+        pytest.raises(ValueError, match="is being trained by another process"),
+    ):
+        lmlab.train(spec, tmp_path / "run", {**short, "duration": "4 steps"})
+    assert lmlab.train(spec, tmp_path / "run", {**short, "duration": "4 steps"}).finished  # the lock is gone
+
+
+def test_figures_are_of_the_newest_checkpoint(tmp_path):
+    spec, short = "experiments/autoencoder.py:demo", {"duration": "2 steps", "parallel.data": 1}
+    first = lmlab.train(spec, tmp_path / "run", short).arrays("test")
+    second = lmlab.train(spec, tmp_path / "run", {**short, "duration": "40 steps"}).arrays("test")
+    assert (first["reconstruction"] != second["reconstruction"]).any()
+    with pytest.raises(ValueError, match="no evaluation 'tset' keeps arrays; those that do: test"):
+        lmlab.load(tmp_path / "run").arrays("tset")
+
+
+def test_what_may_change_stays_unless_said_anew(tmp_path):
+    spec, short = "experiments/autoencoder.py:demo", {"duration": "2 steps", "parallel.data": 1}
+    lmlab.train(spec, tmp_path / "run", {**short, "checkpoint.keep": 7})
+    again = lmlab.train(spec, tmp_path / "run", {"duration": "4 steps"})
+    assert again.config.checkpoint.keep == 7 and again.config.parallel.data == 1
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path):
+    spec, short = "experiments/autoencoder.py:demo", {"duration": "2 steps", "parallel.data": 1}
+    lmlab.train(spec, tmp_path / "run", short)
+    (tmp_path / "run/config.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        lmlab.load(tmp_path / "run")

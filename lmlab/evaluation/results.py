@@ -115,9 +115,7 @@ def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
 
 def table(folder: Path) -> str:
     """The results table in Markdown: one row a metric that has a bar or a published number, or is a loss."""
-    head = (
-        "| experiment | metric | ours, mean ± deviation (seeds) | bar | published | minutes a run, hardware |"
-    )
+    head = "| experiment | metric | ours, mean ± deviation (seeds) | bar | published | hardware |"
     lines = [head, "| --- | --- | --- | --- | --- | --- |"]
     for path in sorted(folder.glob("*.json")):
         value = json.loads(path.read_text())
@@ -127,8 +125,7 @@ def table(folder: Path) -> str:
         shown = {key: row for key, row in value["metrics"].items() if "bar" in row} or {
             key: row for key, row in value["metrics"].items() if key.endswith("/loss")
         }
-        minutes = statistics.fmean(value["training_seconds"]) / 60
-        hardware = f"{minutes:.1f}, {_hardware(value['hardware'])}"
+        hardware = _hardware(value["hardware"])
         for key, row in shown.items():
             bar = f"{row['bar']:g}, {'met' if row['met'] else 'missed'}" if "bar" in row else ""
             published = f"{row['published']:g} ({row['source']})" if row.get("published") else ""

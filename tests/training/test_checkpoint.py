@@ -193,3 +193,23 @@ def test_killed_at_any_moment_it_ends_as_if_never_killed(tmp_path, kind):
 def _saved_after(folder, step):
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return any(name.isdigit() and int(name) > step for name in names)
+
+
+def test_a_reader_leaves_a_save_under_way_alone(tmp_path):
+    """What Orbax writes meanwhile has a temporary name; only the one who trains may clean it up."""
+    run(tmp_path)
+    under_way = tmp_path / "checkpoints/8.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    reader = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert reader.variables()[0] == 6 and under_way.is_dir()
+    Checkpoints(tmp_path / "checkpoints")
+    assert not under_way.exists()
+
+
+def test_the_best_may_be_asked_of_another_metric_later(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=9, best="a/loss")
+    for step, (a, b) in enumerate([(1.0, 3.0), (2.0, 1.0), (3.0, 2.0)], start=1):
+        checkpoints.save(state(step), {}, {"a/loss": a, "b/loss": b})
+    checkpoints.close()
+    assert Checkpoints(tmp_path, best="a/loss", read_only=True).best_step == 1
+    assert Checkpoints(tmp_path, best="b/loss", read_only=True).best_step == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lmlab.experiment import Mean
+from lmlab.training import loop
 from lmlab.training.checkpoint import Checkpoints
 from lmlab.training.loop import NotFinite, Stopped, Trainer
 from tests.training import toys
@@ -194,3 +195,39 @@ def test_best_must_name_an_evaluation():
         ValueError, match=r"checkpoint.best: received 'valid/loss'; allowed: .*validation/loss"
     ):
         Trainer(toys.regression(config), config)
+
+
+def test_parameters_that_an_update_broke_are_never_saved(tmp_path):
+    """The loss of step 1 is finite, the parameters after it are not."""
+    config = toys.config(
+        optimizer={"learning_rate": 1e38, "name": "sgd", "b1": 0.0}, checkpoint={"every": "1 step"}
+    )
+    data = toys.points()
+    large = {"x": data["x"], "y": data["y"] * 1e4}  # a gradient of some thousands, times 1e38
+    experiment = toys.regression(config, source=lambda config: toys.resident(config, large))
+    with pytest.raises(NotFinite, match="within steps 1 to 1: parameters; there is no checkpoint yet"):
+        Trainer(experiment, config).run(tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps == []
+
+
+def test_a_signal_on_a_step_to_be_evaluated_does_not_lose_the_evaluation(tmp_path, monkeypatch):
+    advance = loop.Progress.advance
+
+    def stop_at_three(self, steps):
+        advance(self, steps)
+        self.done = getattr(self, "done", 0) + steps
+        if self.done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Progress, "advance", stop_at_three)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    monkeypatch.setattr(loop.Progress, "advance", advance)
+    run(tmp_path)
+    run(tmp_path / "straight")
+    assert rows(tmp_path) == rows(tmp_path / "straight")
+
+
+def test_seeds_of_32_bits(tmp_path):
+    state = run(tmp_path, duration="2 steps", seed=2**32 - 1)
+    assert int(state.step) == 2
