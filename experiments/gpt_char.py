@@ -89,13 +89,14 @@ def build(config, assets):
     context = model.context
 
     def train_data():
+        cut = text.stream_windows if config.data.stream else text.windows
+        source = cut(corpus.ids["train"], context, config.batch_size, config.seed)
         if len(corpus.ids["validation"]) <= context:
             raise ValueError(
                 f"the validation part has {len(corpus.ids['validation'])} characters, fewer than the context of"
                 f" {context} and one more; a longer text is needed"
             )
-        cut = text.stream_windows if config.data.stream else text.windows
-        return cut(corpus.ids["train"], context, config.batch_size, config.seed)
+        return source
 
     return Experiment(
         task=task,
