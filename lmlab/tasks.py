@@ -21,7 +21,16 @@ def cross_entropy(logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> Flo
 
 def binary_cross_entropy(logits: Float[Array, "*B"], targets: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """-t log s(x) - (1 - t) log(1 - s(x)) = log(1 + exp(x)) - x t, s the sigmoid, in nats."""
-    return jax.nn.softplus(logits) - logits * targets
+    return _softplus(logits) - logits * targets
+
+
+# `jax.nn.softplus` also minds what no loss meets (infinite arguments), at twice the time.
+@jax.custom_jvp
+def _softplus(x):
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+_softplus.defjvps(lambda dx, _, x: dx * jax.nn.sigmoid(x))
 
 
 def _init(model, key, *inputs) -> tuple[PyTree, dict[str, PyTree]]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from lmlab.layers.dropout import Dropout, Rate
+from lmlab.layers.dropout import Dropout, Rate, is_zero
 from lmlab.layers.linear import Dense, compute_dtype, einsum
 
 
@@ -136,7 +136,7 @@ class MultiHeadAttention(nn.Module):
             cache = KVCache(k, v, cache.length + x.shape[1])
 
         wanted = self.is_mutable_collection("intermediates")
-        dropping = train and not (isinstance(self.dropout, (float, int)) and self.dropout == 0)
+        dropping = train and not is_zero(self.dropout)
         if _can_fuse(q) and not wanted and not dropping:
             y = _fused(q, k, v, mask, plain_causal)
         else:

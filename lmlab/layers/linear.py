@@ -8,11 +8,16 @@ other value the product is plain. Parameters and activations are float32 always.
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
+
+from lmlab.layers import tricks
 
 
 def compute_dtype():
@@ -51,12 +56,38 @@ def _backward(spec, operands, cotangent):
     inputs, out = spec.split("->")
     first, second = inputs.split(",")
     cotangent = cotangent.astype(jnp.bfloat16)
-    to_first = jnp.einsum(f"{out},{second}->{first}", cotangent, y, preferred_element_type=jnp.float32)
-    to_second = jnp.einsum(f"{first},{out}->{second}", x, cotangent, preferred_element_type=jnp.float32)
-    return to_first, to_second
+    to_first = _contract(f"{out},{second}->{first}", cotangent, y)
+    return to_first, _contract(f"{first},{out}->{second}", x, cotangent)
+
+
+def _contract(spec, x, y):
+    """The einsum of bfloat16 arrays with float32 sums."""
+    inputs, out = spec.split("->")
+    first, second = inputs.split(",")
+    if not (tricks.uses("turned_operand") and first[:-1] == second[:-1] and first[-2] not in out):
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    # x^T y: XLA's fast kernels on a CPU want the axis that is summed to lie innermost in the first operand,
+    # so the narrower of the two is turned in memory, and made the first.
+    if x.shape[-1] > y.shape[-1]:
+        x, y, first, second = y, x, second, first
+    turned = with_layout_constraint(x.swapaxes(-1, -2), Layout(tuple(range(x.ndim))))
+    # The barrier: a transpose that follows would be folded in, and the choice undone.
+    product = lax.optimization_barrier(jnp.matmul(turned, y, preferred_element_type=jnp.float32))
+    return product if out[-2] == first[-1] else product.swapaxes(-1, -2)
 
 
 _rounded_einsum.defvjp(_forward, _backward)
+
+
+class Rows(NamedTuple):
+    """Rows of a table that are not fetched yet: a map of a short table is cheaper than of its many rows."""
+
+    table: Float[Array, "V D"]
+    indices: Int[Array, "..."]
+
+    def fetch(self) -> Float[Array, "... D"]:
+        # A number past the table gives NaN (the mode of `take`), which stops a run, not a wrong row.
+        return jnp.take(self.table, self.indices, axis=0)
 
 
 class Dense(nn.Module):
@@ -69,7 +100,13 @@ class Dense(nn.Module):
     bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+    def __call__(self, x: Float[Array, "... D"] | Rows) -> Float[Array, "... F"]:
+        if isinstance(x, Rows):
+            mapped = Rows(self._map(x.table), x.indices)
+            return mapped.fetch()
+        return self._map(x)
+
+    def _map(self, x):
         init = nn.with_logical_partitioning(self.kernel_init, self.axes)
         y = matmul(x, self.param("kernel", init, (x.shape[-1], self.features)))
         if self.use_bias:
@@ -92,8 +129,12 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", init, (self.num_embeddings, self.features))
 
     def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        # A token past the table gives NaN (the mode of `take`), which stops a run, not a wrong row.
-        return jnp.take(self.embedding, tokens, axis=0)
+        return Rows(self.embedding, tokens).fetch()
+
+    def rows(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"] | Rows:
+        """The same for a linear map to follow, which may map the table in their stead."""
+        rows = Rows(self.embedding, tokens)
+        return rows if tricks.uses("table_rows") and self.num_embeddings < tokens.size else rows.fetch()
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits x E^T."""

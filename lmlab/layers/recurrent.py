@@ -4,6 +4,7 @@ A cell maps (carry, x, weights) to (carry, gates). Its x is the projected input 
 side by side, which the module computes for all times in one product before the scan; h is the state.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,10 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from lmlab.layers import tricks
 from lmlab.layers.dropout import Dropout, Rate, check_rate
-from lmlab.layers.linear import Dense, matmul
+from lmlab.layers.linear import Dense, Rows, einsum, matmul
 
 
 class LSTMCarry(NamedTuple):
@@ -22,10 +25,17 @@ class LSTMCarry(NamedTuple):
     c: Float[Array, "B H"]
 
 
-class Weights(NamedTuple):
-    """What a cell adds to the projected input: U of all gates side by side; c of GRU form A alone."""
+class Tapped(NamedTuple):
+    """A matrix whose gradient is left for after the scan, from what the two taps (zeros) are given instead."""
 
     u: Float[Array, "H G"]
+    taps: tuple[Float[Array, "B H"], Float[Array, "B G"]]
+
+
+class Weights(NamedTuple):
+    """What a cell adds to the projected input: U, parted by product; c of GRU form A alone."""
+
+    u: tuple[Float[Array, "H _"] | Tapped, ...]
     c: Float[Array, "H"] | None = None
 
 
@@ -35,7 +45,7 @@ Gates = dict[str, Float[Array, "B H"]]
 
 def rnn(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights) -> tuple[Carry, Gates]:
     """h' = tanh(W x + U h + b) (Elman 1990)."""
-    return jnp.tanh(x + matmul(h, weights.u)), {}
+    return jnp.tanh(x + product(h, weights.u[0])), {}
 
 
 def gru(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights) -> tuple[Carry, Gates]:
@@ -45,7 +55,7 @@ def gru(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights) -> tup
     n = tanh(W_n x + b_n + r * (U_n h + c)),  h' = u * h + (1 - u) * n.
     """
     x_r, x_u, x_n = jnp.split(x, 3, axis=-1)
-    h_r, h_u, h_n = jnp.split(matmul(h, weights.u), 3, axis=-1)
+    h_r, h_u, h_n = jnp.split(product(h, weights.u[0]), 3, axis=-1)
     r, u = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_u + h_u)
     n = jnp.tanh(x_n + r * (h_n + weights.c[None]))
     return u * h + (1 - u) * n, {"reset": r, "update": u}
@@ -58,10 +68,9 @@ def gru_inside(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights)
     n = tanh(W_n x + U_n (r * h) + b_n),  h' = u * h + (1 - u) * n.
     """
     x_r, x_u, x_n = jnp.split(x, 3, axis=-1)
-    width = h.shape[-1]
-    h_r, h_u = jnp.split(matmul(h, weights.u[:, : 2 * width]), 2, axis=-1)
+    h_r, h_u = jnp.split(product(h, weights.u[0]), 2, axis=-1)
     r, u = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_u + h_u)
-    n = jnp.tanh(x_n + matmul(r * h, weights.u[:, 2 * width :]))
+    n = jnp.tanh(x_n + product(r * h, weights.u[1]))
     return u * h + (1 - u) * n, {"reset": r, "update": u}
 
 
@@ -71,14 +80,14 @@ def lstm(carry: LSTMCarry, x: Float[Array, "B G"], weights: Weights) -> tuple[Ca
     i, f, o = s(W x + U h + b) each with its own weights,  g = tanh(W_g x + U_g h + b_g),
     c' = f * c + i * g,  h' = o * tanh(c').
     """
-    i, f, g, o = jnp.split(x + matmul(carry.h, weights.u), 4, axis=-1)
+    i, f, g, o = jnp.split(x + product(carry.h, weights.u[0]), 4, axis=-1)
     i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
     c = f * carry.c + i * jnp.tanh(g)
     return LSTMCarry(o * jnp.tanh(c), c), {"input": i, "forget": f, "output": o}
 
 
-CELLS = {"rnn": (rnn, 1), "gru": (gru, 3), "gru_inside": (gru_inside, 3), "lstm": (lstm, 4)}
-"""Each cell, and how many maps of the input (and as many of the state) it needs."""
+CELLS = {"rnn": (rnn, (1,)), "gru": (gru, (3,)), "gru_inside": (gru_inside, (2, 1)), "lstm": (lstm, (4,))}
+"""Each cell, and how many maps of the state stand side by side in each of its products."""
 
 
 def check_cell(cell: str) -> None:
@@ -93,6 +102,51 @@ def zero_carry(
     zeros = jnp.zeros((batch, features))
     carry = LSTMCarry(zeros, zeros) if cell == "lstm" else zeros
     return (carry,) * (num_layers * (2 if bidirectional else 1))
+
+
+def product(h: Float[Array, "B H"], u: Float[Array, "H _"] | Tapped) -> Float[Array, "B _"]:
+    """h U, of a state and (a part of) the recurrent weights."""
+    return checkpoint_name(_tapped(h, u.u, u.taps), "product") if isinstance(u, Tapped) else matmul(h, u)
+
+
+@jax.custom_vjp
+def _tapped(h, u, taps):
+    del taps
+    return matmul(h, u)
+
+
+def _tapped_forward(h, u, taps):
+    return _tapped(h, u, taps), (h, u)
+
+
+def _tapped_backward(operands, g):
+    h, u = operands
+    return matmul(g, u.T), jnp.zeros_like(u), (h, g)
+
+
+_tapped.defvjp(_tapped_forward, _tapped_backward)
+
+
+# Autodiff of a scan adds h^T g to dU at every step. Here the backward scan hands out h and g of all steps by
+# way of the taps' cotangents, and their product is one. The taps themselves are never read.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _deferred(scan, u, rest):
+    return scan(u, None, rest)
+
+
+def _deferred_forward(scan, u, rest):
+    carry, x = rest[:2]
+    batch, length = jax.tree.leaves(carry)[0].shape[0], x.shape[0]
+    taps = tuple(tuple(jnp.zeros((length, batch, size), x.dtype) for size in part.shape) for part in u)
+    return jax.vjp(lambda taps, rest: scan(u, taps, rest), taps, rest)
+
+
+def _deferred_backward(scan, pull, cotangent):
+    taps, rest = pull(cotangent)
+    return tuple(einsum("tbh,tbg->hg", h, g) for h, g in taps), rest
+
+
+_deferred.defvjp(_deferred_forward, _deferred_backward)
 
 
 class Recurrent(nn.Module):
@@ -122,7 +176,7 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
+        x: Float[Array, "B T D"] | Rows,
         carry: tuple[Carry, ...] | None = None,
         lengths: Int[Array, "B"] | None = None,
         train: bool = False,
@@ -132,7 +186,8 @@ class Recurrent(nn.Module):
         Y is H, or 2 H when bidirectional.
         """
         if carry is None:
-            carry = zero_carry(self.cell, x.shape[0], self.features, self.num_layers, self.bidirectional)
+            batch = x.indices.shape[0] if isinstance(x, Rows) else x.shape[0]
+            carry = zero_carry(self.cell, batch, self.features, self.num_layers, self.bidirectional)
         directions = ("", "_backward") if self.bidirectional else ("",)
         after = []
         for layer in range(self.num_layers):
@@ -147,7 +202,8 @@ class Recurrent(nn.Module):
         return x, tuple(after)
 
     def _layer(self, x, carry, lengths, name):
-        cell, maps = CELLS[self.cell]
+        cell, widths = CELLS[self.cell]
+        maps = sum(widths)
         wide = maps * self.features
 
         def separate(key, shape, dtype=jnp.float32):
@@ -162,22 +218,18 @@ class Recurrent(nn.Module):
         if self.cell == "gru":
             c_init = nn.with_logical_partitioning(self.bias_init, ("mlp",))
             c = self.param(f"candidate_bias_{name}", c_init, (self.features,))
-        weights = Weights(u, c)
+        if isinstance(x, Rows):
+            x = project(Rows(x.table, x.indices.T))
+        else:
+            x = project(x).swapaxes(0, 1)
+        u = tuple(jnp.split(u, [self.features * sum(widths[:i]) for i in range(1, len(widths))], axis=1))
         keep_gates = self.is_mutable_collection("intermediates")
-
-        def tick(carry, inputs):
-            t, x = inputs
-            new, gates = cell(carry, x, weights)
-            y = new.h if isinstance(new, LSTMCarry) else new
-            if lengths is not None:
-                within = (t < lengths)[:, None]
-                new = jax.tree.map(lambda new, old: jnp.where(within, new, old), new, carry)
-                y = jnp.where(within, y, 0)
-            return new, (y, gates if keep_gates else {})
-
         # Scanned from the back, a row's state stays the initial one until its true end.
-        steps = (jnp.arange(x.shape[1]), project(x).swapaxes(0, 1))
-        last, (y, gates) = lax.scan(tick, carry, steps, reverse=name.endswith("_backward"))
+        scan = functools.partial(_scan, cell, name.endswith("_backward"), keep_gates)
+        if tricks.uses("recurrent_gradient"):
+            last, (y, gates) = _deferred(scan, u, (carry, x, c, lengths))
+        else:
+            last, (y, gates) = scan(u, None, (carry, x, c, lengths))
         if keep_gates:
             self.sow("intermediates", f"gates_{name}", {k: v.swapaxes(0, 1) for k, v in gates.items()})
         return y.swapaxes(0, 1), last
@@ -188,3 +240,28 @@ class Recurrent(nn.Module):
         """(output, carry) after one more input."""
         y, carry = self(x[:, None], carry)
         return y[:, 0], carry
+
+
+def _scan(cell, reverse, keep_gates, u, taps, rest):
+    """(last carry, (outputs, gates)) of a layer; time leads."""
+    carry, x, c, lengths = rest
+
+    def tick(carry, inputs):
+        t, x, taps = inputs
+        weights = Weights(u if taps is None else tuple(map(Tapped, u, taps)), c)
+        new, gates = cell(carry, x, weights)
+        y = new.h if isinstance(new, LSTMCarry) else new
+        if lengths is not None:
+            within = (t < lengths)[:, None]
+            new = jax.tree.map(lambda new, old: jnp.where(within, new, old), new, carry)
+            y = jnp.where(within, y, 0)
+        return new, (y, gates if keep_gates else {})
+
+    if taps is not None:
+        tick = jax.checkpoint(tick, prevent_cse=False, policy=_kept)
+    return lax.scan(tick, carry, (jnp.arange(x.shape[0]), x, taps), reverse=reverse)
+
+
+def _kept(primitive, *_, **__) -> bool:
+    """What the forward scan keeps for the backward one: products and activations; sums are made again."""
+    return primitive.name in ("name", "logistic", "tanh")

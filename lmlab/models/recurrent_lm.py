@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from lmlab.layers.dropout import Dropout, Rate, check_rate
+from lmlab.layers.dropout import Dropout, Rate, check_rate, is_zero
 from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import Carry, Recurrent, check_cell, zero_carry
 
@@ -49,7 +49,9 @@ class RecurrentLM(nn.Module):
         self, tokens: Int[Array, "B T"], train: bool = False, cache: tuple[Carry, ...] | None = None
     ) -> Float[Array, "B T V"] | tuple[Float[Array, "B T V"], tuple[Carry, ...]]:
         """Logits; with a cache (the carry before these tokens), (logits, the carry after them)."""
-        x, carry = self.recurrent(self.drop(self.embed(tokens), train), cache, train=train)
+        dropping = train and not is_zero(self.dropout)
+        x = self.drop(self.embed(tokens), train) if dropping else self.embed.rows(tokens)
+        x, carry = self.recurrent(x, cache, train=train)
         x = self.drop(x, train)
         logits = self.embed.attend(x) if self.tie_embeddings else self.head(x)
         return logits if cache is None else (logits, carry)

@@ -1,0 +1,86 @@
+"""The workloads on lmlab: what `lmlab train` and `lmlab sample` run, on generated data."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.tree_util import Partial
+
+from lmlab import config as configs
+from lmlab.data import images, text
+from lmlab.decoding import sampling as decoding
+from lmlab.experiment import Experiment
+from lmlab.models.autoencoder import Autoencoder
+from lmlab.models.gpt import GPT
+from lmlab.models.recurrent_lm import RecurrentLM
+from lmlab.tasks import NextToken, Reconstruct
+from lmlab.training import optimizer, parallel
+from lmlab.training.loop import Trainer
+
+VOCAB, TOKENS = 65, 1_000_000
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCAB, TOKENS).astype(np.int32)
+
+
+def training(task, source, precision: str, batch_size: int, **leaves):
+    """(run, facts): the trainer's own compiled loop."""
+    parallel.prepare(precision)
+    config = configs.base(batch_size=batch_size, precision=precision, optimizer=leaves)
+    build = functools.partial(optimizer.build, **config.optimizer)
+    trainer = Trainer(Experiment(task=task, optimizer=build, train_data=lambda: source), config)
+    layout = trainer.layout
+    state, data = layout.create(trainer.make), layout.everywhere(source.data)
+    sums = layout.everywhere(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), trainer.metric_shapes))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    compiled = layout.compile(trainer.step, source, trainer.make)
+    compiled = compiled.lower(state, sums, data, np.int32(1)).compile()
+
+    def run(steps: int) -> None:
+        nonlocal state, sums
+        state, sums = compiled(state, sums, data, np.int32(steps))
+        jax.block_until_ready(sums)
+
+    return run, {"parameters": parameters}
+
+
+def gpt(*, context, batch_size, precision="float32", **sizes):
+    task = NextToken(GPT(VOCAB, context=context, bias=False, **sizes))
+    source = text.windows(tokens(), context, batch_size, 0)
+    return training(task, source, precision, batch_size, b2=0.99, weight_decay=0.1, clip=1.0)
+
+
+def recurrent(*, context, batch_size, precision="float32", **sizes):
+    source = text.windows(tokens(), context, batch_size, 0)
+    return training(NextToken(RecurrentLM(VOCAB, **sizes)), source, precision, batch_size, clip=1.0)
+
+
+def autoencoder(*, num_examples, batch_size, precision="float32", **sizes):
+    pixels = np.random.default_rng(0).integers(0, 256, (num_examples, 28, 28)).astype(np.uint8)
+    source = images.resident({"image": pixels, "label": np.zeros(num_examples, np.int32)}, batch_size, 0)
+    task = Reconstruct(Autoencoder(**sizes))
+    run, facts = training(task, source, precision, batch_size)
+    return lambda epochs: run(epochs * source.steps_per_epoch), facts
+
+
+def sampling(*, num_tokens, batch_size, precision="float32", **sizes):
+    parallel.prepare(precision)
+    model = GPT(VOCAB, context=num_tokens, bias=False, **sizes)
+    variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+    prompts, lengths = jnp.zeros((batch_size, 1), jnp.int32), jnp.ones(batch_size, jnp.int32)
+    calls = 0
+
+    def run(steps: int) -> None:
+        nonlocal calls
+        for _ in range(steps):
+            calls += 1
+            cache, key = model.start(batch_size, num_tokens), jax.random.key(calls)
+            step = Partial(model.step, variables)
+            drawn = decoding.sample(step, cache, prompts, lengths, key, num_tokens - 1, 0.8, 40)
+            jax.block_until_ready(drawn)
+
+    return run, {}

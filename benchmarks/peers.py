@@ -1,0 +1,172 @@
+"""The same workloads in PyTorch, written the ordinary way; sampling by transformers' `generate`."""
+
+import contextlib
+import itertools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+VOCAB, TOKENS = 65, 1_000_000
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.heads, self.dropout = heads, dropout
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        heads = [
+            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.qkv(x).split(width, 2)
+        ]
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=True)
+        y = self.out(y.transpose(1, 2).reshape(batch, length, width))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.attention_norm, self.norm = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.attention = Attention(width, heads, dropout)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(4 * width, width, bias=False),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x):
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.feed_forward(self.norm(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, num_layers, num_heads, d_model, context, dropout, vocab_size=VOCAB):
+        super().__init__()
+        self.embed, self.positions = nn.Embedding(vocab_size, d_model), nn.Embedding(context, d_model)
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(Block(d_model, num_heads, dropout) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(d_model, bias=False)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens):
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.blocks(self.drop(self.embed(tokens) + self.positions(positions)))
+        return F.linear(self.norm(x), self.embed.weight)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cell, d_model):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, d_model), nn.Linear(d_model, VOCAB)
+        self.cell = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](d_model, d_model, batch_first=True)
+
+    def forward(self, tokens):
+        return self.head(self.cell(self.embed(tokens))[0])
+
+
+def cast(precision, device="cpu"):
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def next_token_loss(model, batch):
+    logits = model(batch[:, :-1])
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+
+
+def training(loss, parameters, batches, precision, *, clip=0.0, fused=True, **options):
+    """(run, facts): forward, backward, clipping, Adam. `loss` is of a batch."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.pop("weight_decay", 0.0)},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=1e-3, fused=fused, **options)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            with cast(precision):
+                value = loss(next(batches))
+            adam.zero_grad(set_to_none=True)
+            value.backward()
+            if clip:
+                nn.utils.clip_grad_norm_(parameters, clip)
+            adam.step()
+
+    return run, {"parameters": sum(p.numel() for p in parameters)}
+
+
+def windows(context, batch_size):
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    offsets = torch.arange(context + 1)
+    while True:
+        starts = torch.randint(0, TOKENS - context - 1, (batch_size, 1), generator=generator)
+        yield text[starts + offsets]
+
+
+def language_model(model, context, batch_size, precision, compiled, **options):
+    module = torch.compile(model) if compiled else model
+    batches = windows(context, batch_size)
+    loss = lambda batch: next_token_loss(module, batch)  # noqa: E731
+    return training(loss, model.parameters(), batches, precision, clip=1.0, **options)
+
+
+def gpt(*, batch_size, context, precision="float32", compiled=False, dropout=0.0, **sizes):
+    model = GPT(context=context, dropout=dropout, **sizes)
+    options = {"betas": (0.9, 0.99), "weight_decay": 0.1}
+    return language_model(model, context, batch_size, precision, compiled, **options)
+
+
+def recurrent(*, batch_size, context, precision="float32", compiled=False, **sizes):
+    return language_model(Recurrent(**sizes), context, batch_size, precision, compiled)
+
+
+def autoencoder(*, features, code, num_examples, batch_size, precision="float32", compiled=False):
+    widths = (784, *features, code, *reversed(features), 784)
+    layers = []
+    for narrow, wide in itertools.pairwise(widths):
+        layers += [nn.Linear(narrow, wide), nn.ReLU()]
+    model = nn.Sequential(*layers[:-1])
+    module = torch.compile(model) if compiled else model
+    pixels = torch.randint(0, 256, (num_examples, 784), dtype=torch.uint8)
+
+    def batches():
+        while True:
+            for rows in torch.randperm(num_examples)[: num_examples // batch_size * batch_size].split(
+                batch_size
+            ):
+                yield pixels[rows].float() / 255
+
+    def loss(image):
+        return F.binary_cross_entropy_with_logits(module(image), image)
+
+    run, facts = training(loss, model.parameters(), batches(), precision, weight_decay=0.0)
+    return lambda epochs: run(epochs * (num_examples // batch_size)), facts
+
+
+def sampling(*, num_tokens, batch_size, num_layers, num_heads, d_model):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=num_tokens, n_embd=d_model, n_layer=num_layers, n_head=num_heads
+    )
+    model = GPT2LMHeadModel(config).eval()
+    prompt = torch.zeros(batch_size, 1, dtype=torch.long)
+    options = {"do_sample": True, "temperature": 0.8, "top_k": 40, "use_cache": True, "pad_token_id": 0}
+    options |= {"min_new_tokens": num_tokens - 1, "max_new_tokens": num_tokens - 1, "eos_token_id": None}
+
+    @torch.inference_mode()
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+
+    return run, {}

@@ -1,0 +1,98 @@
+"""What is measured: sizes, the arms of both sides, and the bars their ratios are held to."""
+
+import dataclasses
+
+from benchmarks.protocol import Arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: one of our arms against the best of some peers."""
+
+    title: str
+    ours: str
+    peers: tuple[str, ...]
+    bar: float
+    stretch: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """builder: the function of `ours` and of `peers` that makes it, called with sizes and an arm's options."""
+
+    builder: str
+    sizes: dict
+    arms: tuple[Arm, ...]
+    rows: tuple[Row, ...]
+    unit: str = "step"
+
+
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+TORCH = (
+    Arm("torch", "peers"),
+    Arm("torch, passive threads", "peers", environment=PASSIVE),
+    Arm("torch, one thread", "peers", environment={"OMP_NUM_THREADS": "1"}),
+    Arm("torch.compile", "peers", {"compiled": True}),
+)
+TORCH_BF16 = (
+    Arm("torch bf16", "peers", {"precision": "bf16"}),
+    Arm("torch bf16, passive threads", "peers", {"precision": "bf16"}, PASSIVE),
+    Arm("torch.compile bf16", "peers", {"precision": "bf16", "compiled": True}),
+)
+OURS, OURS_BF16 = Arm("lmlab", "ours"), Arm("lmlab bf16", "ours", {"precision": "bf16"})
+GENERATE = (
+    Arm("transformers", "peers"),
+    Arm("transformers, passive threads", "peers", environment=PASSIVE),
+    Arm("transformers, one thread", "peers", environment={"OMP_NUM_THREADS": "1"}),
+)
+
+
+def names(arms: tuple[Arm, ...]) -> tuple[str, ...]:
+    return tuple(arm.name for arm in arms)
+
+
+def training(title, builder, sizes, bar, stretch=None, bf16=None) -> Workload:
+    """Float32 against the peer's float32; with `bf16`, its (bar, stretch) against the best of both."""
+    arms, rows = (OURS, *TORCH), [Row(title, OURS.name, names(TORCH), bar, stretch)]
+    if bf16:
+        arms += (OURS_BF16, *TORCH_BF16)
+        rows.append(Row(f"{title}, bf16", OURS_BF16.name, names(TORCH + TORCH_BF16), *bf16))
+    return Workload(builder, sizes, arms, tuple(rows))
+
+
+SMALL = {"num_layers": 4, "num_heads": 4, "d_model": 128, "context": 64, "batch_size": 12}
+LARGE = {"num_layers": 6, "num_heads": 6, "d_model": 384, "context": 256, "batch_size": 8}
+RECURRENT = {"d_model": 256, "batch_size": 32, "context": 64}
+DECODING = {"num_layers": 6, "num_heads": 6, "d_model": 384, "num_tokens": 256}
+WORKLOADS = {
+    "gpt_small": training("GPT 4/4/128, context 64, batch 12", "gpt", SMALL, 1.0, 1.25, (1.5, 1.8)),
+    "gpt": training("GPT 6/6/384, context 256, batch 8", "gpt", LARGE, 1.0, 1.15, (1.0, 1.15)),
+    "gpt_small_dropout": training("GPT 4/4/128 with dropout 0.2", "gpt", {**SMALL, "dropout": 0.2}, 1.0),
+    "gpt_dropout": training("GPT 6/6/384 with dropout 0.2", "gpt", {**LARGE, "dropout": 0.2}, 1.0),
+    "gru": training("GRU 256, batch 32, 64 steps", "recurrent", {**RECURRENT, "cell": "gru"}, 1.8, 2.4),
+    "lstm": training("LSTM 256, batch 32, 64 steps", "recurrent", {**RECURRENT, "cell": "lstm"}, 1.0, 1.3),
+    "autoencoder": dataclasses.replace(
+        training(
+            "autoencoder 784-128-32, epoch of 60,000 at batch 256",
+            "autoencoder",
+            {"features": (128,), "code": 32, "num_examples": 60_000, "batch_size": 256},
+            2.2,
+            3.0,
+        ),
+        unit="epoch",
+    ),
+    "sampling": Workload(
+        "sampling",
+        {**DECODING, "batch_size": 1},
+        (OURS, *GENERATE),
+        (Row("sampling 256 tokens, GPT 6/6/384, batch 1", OURS.name, names(GENERATE), 2.0, 3.5),),
+        "call",
+    ),
+    "sampling_16": Workload(
+        "sampling",
+        {**DECODING, "batch_size": 16},
+        (OURS, *GENERATE),
+        (Row("sampling 256 tokens, GPT 6/6/384, batch 16", OURS.name, names(GENERATE), 1.8, 3.0),),
+        "call",
+    ),
+}

@@ -1,0 +1,134 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, protocol
+from benchmarks.protocol import Arm
+
+ROOT = Path(__file__).parents[2]
+GPT = {"num_layers": 2, "num_heads": 2, "d_model": 16, "context": 8, "batch_size": 4, "vocab_size": 64}
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    """Workers start in the checkout, without torch."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "torch.py").write_text("raise ImportError('torch is hidden')\n")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(hidden), str(ROOT))))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+def test_tiny_run_writes_its_record(workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(protocol, "SECONDS", 0.05)
+    output, trace = tmp_path / "speed" / "gpu.json", tmp_path / "trace"
+    assert gpu.main(["--output", str(output), "--profile", str(trace)]) == 0
+    record = json.loads(output.read_text())
+    assert record["device"] == gpu.CPU and "tiny sizes" in capsys.readouterr().out
+    assert list(record["parts"]) == list(gpu.parts(True, {}, ""))
+    for name, part in record["parts"].items():
+        if name not in gpu.ON_CPU:
+            assert part == {"not_run": "no GPU"}
+            continue
+        arms = dict(part["arms"])
+        ours = arms.pop("lmlab")
+        assert "not_run" not in ours, ours
+        assert ours["tokens_per_second"] > 0 and ours["wall_ms"]["median"] > 0 and "mfu" not in ours
+        assert all("torch is hidden" in arm["not_run"] for arm in arms.values())
+        assert "ratio" not in part and part["sizes"]["d_model"] == 16
+    assert record["parts"]["profile"]["arms"]["lmlab"]["profile"] == {"not_run": "the trace holds no GPU"}
+    assert list(trace.rglob("*.xplane.pb"))
+    assert [(bar["value"], bar["bar"], bar["met"]) for bar in record["bars"]] == [
+        (None, 1.1, None),
+        (None, 0.5, None),
+    ]
+
+
+def test_no_time_is_told(workers, tmp_path, capsys):
+    output = tmp_path / "gpu.json"
+    assert gpu.main(["gru", "sampling", "--minutes", "0", "--output", str(output)]) == 0
+    parts = json.loads(output.read_text())["parts"]
+    late = [name for name, part in parts.items() if part == {"not_run": "out of time"}]
+    assert late == ["sampling", "gru"] and parts["gpt2"] == {"not_run": "not asked for"}
+    assert "not run, bar 1.1" in capsys.readouterr().out
+
+
+def test_a_failing_arm_leaves_the_others(workers, monkeypatch):
+    monkeypatch.setattr(protocol, "SECONDS", 0.05)
+    wrong = Arm("wrong", "ours", {"precission": 1})
+    rows = gpu.measure(gpu.Part("gpt", GPT, (wrong, Arm("right", "ours"))), gpu.Budget(200), 2)
+    assert rows["right"].get("parameters", 0) > 0, rows["right"]
+    assert "TypeError" in rows["wrong"]["not_run"] and "precission" in rows["wrong"]["not_run"]
+
+
+def test_an_arm_ends_with_the_budget(workers):
+    rows = gpu.measure(gpu.Part("gpt", GPT, (Arm("late", "ours"),)), gpu.Budget(0.5), 1000)
+    assert rows == {"late": {"not_run": "out of time"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("failed: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes", "out of memory: failed: RESOURCE"),
+        ("failed: OutOfMemoryError: CUDA out of memory. Tried", "out of memory: failed: OutOfMemoryError"),
+        ("failed: ModuleNotFoundError: No module named 'torch'", "failed: ModuleNotFoundError"),
+    ],
+)
+def test_reasons(message, told):
+    assert gpu.Budget(60).reason(RuntimeError(message)).startswith(told)
+    assert gpu.Budget(0).reason(RuntimeError(message)) == "out of time"
+
+
+def row(milliseconds, parameters=1000):
+    times = [milliseconds] * 3
+    return {"wall_ms": protocol.spread(times), "rounds_wall_ms": times, "parameters": parameters}
+
+
+def test_speed_share_and_ratio():
+    """2 layers of width 16, context 8: 6 * 1000 + 12 * 2 * 16 * 8 = 9,072 FLOPs a token; 32 tokens a step."""
+    arms = (Arm("lmlab", "ours"), Arm("a", "peers"), Arm("b", "peers"), Arm("c", "peers"))
+    rows = {"lmlab": row(10.0), "a": row(15.0), "b": row(12.0), "c": {"not_run": "out of memory"}}
+    record = gpu.judged(gpu.Part("gpt", GPT, arms), rows, peak=1e9)
+    assert record["arms"]["lmlab"]["tokens_per_second"] == 3200
+    assert record["arms"]["lmlab"]["mfu"] == pytest.approx(9072 * 3200 / 1e9, abs=1e-4)
+    assert record["peer"] == "b" and record["ratio"]["median"] == pytest.approx(1.2)
+    assert record["arms"]["c"] == {"not_run": "out of memory"}
+
+
+def test_bars_are_met_at_the_bar():
+    larger = {"arms": {"lmlab": {"mfu": 0.5}}}
+    done = {"gpt2": {"ratio": {"median": 1.09}, "arms": {"lmlab": {"mfu": 0.4}}}, "gpt2_batch_32": larger}
+    speed, share = gpu.bars(done, gpu=True)
+    assert (speed["value"], speed["met"]) == (1.09, False)
+    assert (share["value"], share["part"], share["met"]) == (0.5, "gpt2_batch_32", True)
+    assert gpu.bars(done, gpu=False)[0]["value"] is None
+
+
+def test_summary_of_a_trace():
+    kernels = [("nvjet_tst_128", 3e6), ("loop_fusion_2", 1e6), ("nvjet_tst_128", 3e6), ("MemcpyD2D", 5e5)]
+    found = gpu.summary([*kernels, ("cudnn_sdpa_flash_fprop", 2.5e6)], steps=2)
+    assert found["kernel_ms"] == 5.0
+    assert found["kinds_ms"] == {"products": 3.0, "attention": 1.25, "others": 0.5, "copies": 0.25}
+    assert next(iter(found["longest_ms"].items())) == ("nvjet_tst_128", 3.0)
+
+
+def test_unknown_part_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["gpt3"])
+    assert "unknown gpt3; allowed: gpt2, " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("builder", ["gpt", "recurrent"])
+def test_the_peers_train(builder):
+    torch = pytest.importorskip("torch")
+    sizes = GPT if builder == "gpt" else {"cell": "gru", "d_model": 16, "context": 8, "batch_size": 4}
+    precision = torch.get_float32_matmul_precision()
+    try:
+        run, facts = gpu.build_peers(builder, device="cpu", **sizes)
+        run(2)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert facts["parameters"] > 0 and "device_memory_mb" not in facts
