@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint results lock clean
+.PHONY: help install demo test test-all lint bench results lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -42,7 +42,14 @@ lint: install ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-results: install ## remake the results table
+bench: install ## speed beside PyTorch and transformers, in turns: half an hour on a quiet machine
+	@$(BIN)/python -c "import torch, transformers" 2>/dev/null || $(PIP) install torch==2.13.0 transformers
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks startup
+	$(BIN)/python -m benchmarks spine
+	$(BIN)/python -m benchmarks scaling
+
+results: install ## remake README's tables
 	$(BIN)/python -m lmlab.evaluation.results
 
 lock: ## remake requirements.lock from pyproject.toml

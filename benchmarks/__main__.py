@@ -5,6 +5,7 @@
     python -m benchmarks startup          # imports, --help, from the command to the first step
     python -m benchmarks spine            # what the loop and a checkpoint cost
     python -m benchmarks scaling          # how time and memory grow with the model; a figure
+    python -m benchmarks precision        # whether bf16 learns as well as float32
     python -m benchmarks gpu              # all that is told of a GPU, in ten minutes
 
 Results go to results/speed/NAME.json, and by `make results` into README. The peers need
@@ -48,7 +49,7 @@ def compare(name: str, rounds: int, busy: bool) -> dict:
     return {"workload": name, "sizes": workload.sizes, "rows": rows, "arms": arms, **facts}
 
 
-SCRIPTS = ("startup", "spine", "scaling", "gpu")
+SCRIPTS = ("startup", "spine", "scaling", "precision", "gpu")
 """Modules with a command line of their own."""
 
 
@@ -83,9 +84,7 @@ def main(argv=None) -> int:
         for row in record["rows"]:
             verdict = f"bar {row['bar']:g} {'met' if row['met'] else 'MISSED'}"
             spread = f"{row['ratio']['p25']:.2f} to {row['ratio']['p75']:.2f}"
-            print(
-                f"  {row['title']}: {row['ratio']['median']:.2f} ({spread}) of {row['peer']}; bar {row['bar']:g} {verdict}"
-            )
+            print(f"  {row['title']}: {row['ratio']['median']:.2f} ({spread}) of {row['peer']}; {verdict}")
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0

@@ -14,6 +14,9 @@ from lmlab.evaluation import results
 from lmlab.experiment import Target
 
 ROOT = Path(__file__).parents[1]
+EMPTY = "\n".join(
+    f"{results.BEGIN.format(name)}\n{results.END.format(name)}" for name in ("results", "speed")
+)
 
 PAPER = """
 from lmlab import config
@@ -198,9 +201,11 @@ def test_a_target_is_met_at_the_bar_itself():
 
 
 def test_readme_keeps_what_stands_around_its_table(tmp_path):
-    text = f"# A\n\n{results.BEGIN}\nold\n{results.END}\n\nafter\n"
+    text = f"# A\n\n{EMPTY}\n\nafter\n"
     new = results.readme(text, tmp_path)
-    assert new == f"# A\n\n{results.BEGIN}\n{results.table(tmp_path)}\n{results.END}\n\nafter\n"
+    tables = {"results": results.table(tmp_path), "speed": results.speed_table(tmp_path / "speed")}
+    blocks = [f"{results.BEGIN.format(n)}\n{made}\n{results.END.format(n)}" for n, made in tables.items()]
+    assert new == "# A\n\n" + "\n".join(blocks) + "\n\nafter\n"
     assert results.readme(new, tmp_path) == new
     with pytest.raises(ValueError, match="README lacks the lines"):
         results.readme("# A\n", tmp_path)
@@ -208,7 +213,7 @@ def test_readme_keeps_what_stands_around_its_table(tmp_path):
 
 def test_check_compares_and_writes_nothing(tmp_path, monkeypatch, capsys, seeds):
     monkeypatch.chdir(tmp_path)
-    stale = f"{results.BEGIN}\n{results.END}\n"
+    stale = EMPTY + "\n"
     Path("README.md").write_text(stale)
     assert results.main(["--check"]) == 1 and "stale" in capsys.readouterr().out
     assert Path("README.md").read_text() == stale
@@ -223,3 +228,24 @@ def test_the_table_of_the_readme_is_current():
         pytest.skip("README.md is not written yet")
     text = path.read_text()
     assert results.readme(text, ROOT / "results") == text, "make results"
+
+
+def test_the_speed_table_tells_ratios_beside_a_peer_and_costs_alone(tmp_path):
+    row = {"title": "GPT", "unit": "step", "ours": "lmlab", "peer": "torch", "bar": 1.0, "met": True}
+    row["ratio"] = {"p25": 1.1, "median": 1.234, "p75": 1.3}
+    cost = {
+        "title": "import",
+        "unit": "s",
+        "ours": 0.251,
+        "peer": None,
+        "ratio": None,
+        "bar": 0.2,
+        "met": False,
+    }
+    machine = {"cores": 2, "processor": "Some Processor"}
+    (tmp_path / "a.json").write_text(json.dumps({"rows": [row, cost], "machine": machine}))
+    (tmp_path / "b.json").write_text(json.dumps({"losses": [1.0]}))  # a record without rows
+    assert results.speed_table(tmp_path).splitlines()[2:] == [
+        "| [GPT](results/speed/a.json) | lmlab | 1.23 × as fast (1.10 to 1.30) as torch | ≥ 1, met | 2 cores of Some |",
+        "| [import](results/speed/a.json) | 0.251 s |  | ≤ 0.2, missed | 2 cores of Some |",
+    ]

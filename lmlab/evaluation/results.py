@@ -17,7 +17,7 @@ from lmlab.experiment import Target
 FREE = ("seed", "data.path", "data.tfds_dir")
 """Leaves in which the runs of one record may differ from their variant: a data set is a variant of its own."""
 
-BEGIN, END = "<!-- results: made by `make results` -->", "<!-- end of results -->"
+BEGIN, END = "<!-- {}: made by `make results` -->", "<!-- end of {} -->"
 
 
 def score(run, checkpoint: int | str | None = None) -> dict[str, float]:
@@ -136,12 +136,40 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def speed_table(folder: Path) -> str:
+    """What `python -m benchmarks` recorded, in Markdown: a row a comparison, or a cost that stands alone."""
+    lines = ["| workload | ours | beside the peer | bar | machine |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted(folder.glob("*.json")):
+        value = json.loads(path.read_text())
+        for row in value.get("rows", []):
+            lines.append(
+                "| " + " | ".join(_speed(row, f"results/speed/{path.name}", value["machine"])) + " |"
+            )
+    return "\n".join(lines)
+
+
+def _speed(row: Mapping[str, Any], path: str, machine: Mapping[str, Any]) -> tuple[str, ...]:
+    title, verdict = f"[{row['title']}]({path})", "met" if row["met"] else "missed"
+    hardware = _hardware({"devices": "cpu", **machine})
+    if isinstance(row.get("ratio"), Mapping):
+        ratio = row["ratio"]
+        beside = (
+            f"{ratio['median']:.2f} × as fast ({ratio['p25']:.2f} to {ratio['p75']:.2f}) as {row['peer']}"
+        )
+        return title, row["ours"], beside, f"≥ {row['bar']:g}, {verdict}", hardware
+    peer = f"{row['ratio']:.2f} × the time of the peer" if row.get("ratio") else ""
+    return title, f"{row['ours']:.3g} {row['unit']}", peer, f"≤ {row['bar']:g}, {verdict}", hardware
+
+
 def readme(text: str, folder: Path) -> str:
-    """README with its results table made anew."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README lacks the lines {BEGIN!r} and {END!r}")
-    before, rest = text.split(BEGIN, 1)
-    return before + BEGIN + "\n" + table(folder) + "\n" + END + rest.split(END, 1)[1]
+    """README with its tables made anew."""
+    for name, made in {"results": table(folder), "speed": speed_table(folder / "speed")}.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if begin not in text or end not in text:
+            raise ValueError(f"README lacks the lines {begin!r} and {end!r}")
+        before, rest = text.split(begin, 1)
+        text = before + begin + "\n" + made + "\n" + end + rest.split(end, 1)[1]
+    return text
 
 
 def _met(target: Target, value: float) -> bool:
