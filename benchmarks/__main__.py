@@ -5,6 +5,7 @@
     python -m benchmarks startup          # imports, --help, from the command to the first step
     python -m benchmarks spine            # what the loop and a checkpoint cost
     python -m benchmarks scaling          # how time and memory grow with the model; a figure
+    python -m benchmarks limits           # what the machine's arithmetic and memory allow
     python -m benchmarks precision        # whether bf16 learns as well as float32
     python -m benchmarks gpu              # all that is told of a GPU, in ten minutes
 
@@ -49,8 +50,11 @@ def compare(name: str, rounds: int, busy: bool) -> dict:
     return {"workload": name, "sizes": workload.sizes, "rows": rows, "arms": arms, **facts}
 
 
-SCRIPTS = ("startup", "spine", "scaling", "precision", "gpu")
+SCRIPTS = ("startup", "spine", "scaling", "limits", "precision", "gpu")
 """Modules with a command line of their own."""
+
+
+MEASURED = [name for name, workload in WORKLOADS.items() if workload.rows]
 
 
 def main(argv=None) -> int:
@@ -60,15 +64,15 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="*", help=f"what to measure: {', '.join(WORKLOADS)}; all if none")
+    parser.add_argument("name", nargs="*", help=f"what to measure: {', '.join(MEASURED)}; all if none")
     parser.add_argument("--rounds", type=int, default=protocol.ROUNDS, help="turns of each side")
     parser.add_argument("--busy", action="store_true", help="measure although other programs run")
     parser.add_argument("--output", type=Path, default=Path("results/speed"), help="folder of the records")
     options = parser.parse_args(argv)
-    unknown = set(options.name) - set(WORKLOADS)
+    unknown = set(options.name) - set(MEASURED)
     if unknown:
-        parser.error(f"unknown {', '.join(sorted(unknown))}; allowed: {', '.join(WORKLOADS)}")
-    for name in options.name or WORKLOADS:
+        parser.error(f"unknown {', '.join(sorted(unknown))}; allowed: {', '.join(MEASURED)}")
+    for name in options.name or MEASURED:
         print(name, flush=True)
         try:
             record = compare(name, options.rounds, options.busy)

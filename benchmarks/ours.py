@@ -13,6 +13,7 @@ from lmlab import config as configs
 from lmlab.data import images, text
 from lmlab.decoding import sampling as decoding
 from lmlab.experiment import Experiment
+from lmlab.layers.linear import matmul
 from lmlab.models.autoencoder import Autoencoder
 from lmlab.models.gpt import GPT
 from lmlab.models.recurrent_lm import RecurrentLM
@@ -82,5 +83,31 @@ def sampling(*, num_tokens, batch_size, precision="float32", **sizes):
             step = Partial(model.step, variables)
             drawn = decoding.sample(step, cache, prompts, lengths, key, num_tokens - 1, 0.8, 40)
             jax.block_until_ready(drawn)
+
+    return run, {}
+
+
+def product(*, rows, inner, columns, precision="float32"):
+    """x w with x (rows, inner) and w (inner, columns): one program of many, since calling one costs as well."""
+    parallel.prepare(precision)
+    draw = np.random.default_rng(0).normal
+    x, w = jnp.float32(draw(size=(rows, inner))), jnp.float32(draw(size=(inner, columns)))
+
+    @jax.jit
+    def several(x, w, n):
+        # Each is given what the one before it made, so that none can be left out.
+        return jax.lax.fori_loop(0, n, lambda _, x: x.at[0, 0].add(1e-9 * matmul(x, w)[0, 0]), x)
+
+    return lambda steps: jax.block_until_ready(several(x, w, steps)), {}
+
+
+def read(*, numbers):
+    """The sum of float32 numbers: one pass through memory."""
+    x = jnp.ones(numbers)
+    total = jax.jit(jnp.sum)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            total(x).block_until_ready()
 
     return run, {}

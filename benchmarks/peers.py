@@ -170,3 +170,24 @@ def sampling(*, num_tokens, batch_size, num_layers, num_heads, d_model):
             model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
 
     return run, {}
+
+
+def product(*, rows, inner, columns, precision="float32"):
+    kind = {"float32": torch.float32, "bf16": torch.bfloat16}[precision]
+    x, w = torch.randn(rows, inner).to(kind), torch.randn(inner, columns).to(kind)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            x @ w
+
+    return run, {}
+
+
+def read(*, numbers):
+    x = torch.ones(numbers)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            x.sum()
+
+    return run, {}
