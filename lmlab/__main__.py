@@ -192,11 +192,13 @@ def data(argv: list[str]) -> int:
 
     from lmlab import config as config_lib
     from lmlab.experiment import Assets
+    from lmlab.training import parallel
 
     config, module = config_lib.load(spec, overrides)
+    parallel.prepare(config.precision)
     experiment = module.build(config, Assets())
     source = experiment.train_data()
-    clock = config_lib.Clock(config.duration, source.batch_size, source.num_examples)
+    clock = config_lib.Clock.of(config, source)
     print(
         f"training: {source.num_examples:,} examples,"
         f" {source.steps_per_epoch:,} batches of {source.batch_size} an epoch"
@@ -298,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
             f"unknown command {name!r}; "
             + (f"did you mean {near[0]}?" if near else f"allowed: {', '.join(COMMANDS)}"),
         )
-    _quiet()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before JAX is imported
     try:
         return COMMANDS[name](rest)
     except Helped:
@@ -379,15 +381,6 @@ def _ours(error: BaseException) -> bool:
         calls = [frame.name for frame, place in zip(frames, places, strict=True) if place in experiments]
         return calls[-1:] == ["build"]
     return here in places[-1].parents or places[-1] in experiments
-
-
-def _quiet() -> None:
-    """Settings of the process that must stand before JAX is imported; what the user has set stays."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmlab" / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 if __name__ == "__main__":

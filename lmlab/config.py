@@ -94,6 +94,11 @@ class Clock:
     batch_size: int
     num_examples: int
 
+    @classmethod
+    def of(cls, config, source) -> "Clock":
+        """That of a run: `source` tells the size of its batches and of its epochs."""
+        return cls(config.duration, source.batch_size, source.num_examples)
+
     @property
     def total(self) -> int:
         return max(1, self.steps(self.duration, "duration"))

@@ -160,7 +160,7 @@ def describe(spec: str, overrides: Mapping[str, Any], config) -> dict[str, Any]:
         "overrides": dict(overrides),
         "precision": config.precision,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "host": {"cores": os.cpu_count(), "processor": _processor(), "system": platform.system()},
+        "host": {"cores": os.cpu_count(), "processor": processor(), "system": platform.system()},
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git_commit": git_commit(path.resolve().parent),
@@ -181,7 +181,7 @@ def git_commit(folder: Path) -> str:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -242,8 +242,10 @@ class Run:
 
     @functools.cached_property
     def checkpoints(self):
+        from lmlab.training import parallel
         from lmlab.training.checkpoint import Checkpoints
 
+        parallel.prepare(self.config.precision)
         if not (self.folder / "checkpoints").is_dir():
             raise FileNotFoundError(f"{self.folder} has no checkpoint yet")
         return Checkpoints(self.folder / "checkpoints", best=self.config.checkpoint.best, read_only=True)
@@ -251,8 +253,7 @@ class Run:
     @functools.cached_property
     def clock(self) -> config_lib.Clock:
         """What turns durations of this run into steps; opens the training data."""
-        source = self.experiment.train_data()
-        return config_lib.Clock(self.config.duration, source.batch_size, source.num_examples)
+        return config_lib.Clock.of(self.config, self.experiment.train_data())
 
     @property
     def finished(self) -> bool:
@@ -302,16 +303,14 @@ class Run:
 
     def evaluate(self, checkpoint: int | str | None = None, held_out: bool = True) -> dict[str, float]:
         """All evaluations, test splits among them, over their whole splits; arrays go to evaluations/."""
-        import jax
-
-        from lmlab.training.loop import Evaluator
+        from lmlab.training.loop import Evaluator, Keys
 
         step, variables = self.at(checkpoint)
         chosen = {n: e for n, e in self.experiment.evaluations.items() if held_out or not e.held_out}
         if not chosen:
             raise ValueError(f"{self.path} has no evaluations")
-        key = jax.random.split(jax.random.key(self.config.seed), 3)[2]
-        return Evaluator(chosen, key, self.folder / "evaluations")(variables, step)
+        folder = self.folder / "evaluations"
+        return Evaluator(chosen, Keys.of(self.config).evaluation, folder)(variables, step)
 
     def arrays(self, name: str) -> dict[str, Any]:
         """The arrays that an evaluation keeps, of the newest checkpoint; it is run now if it was not yet."""

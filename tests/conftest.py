@@ -29,9 +29,6 @@ sys.modules["lmlab_checker"] = types.ModuleType("lmlab_checker")  # the hook wan
 sys.modules["lmlab_checker"].check = check
 install_import_hook("lmlab", "lmlab_checker.check")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
 
 def cache_folder() -> Path:
     """Compiled programs of earlier test runs, by machine: another processor must not be given them."""
@@ -44,10 +41,14 @@ def cache_folder() -> Path:
     return folder
 
 
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder())  # here, and in what the tests start
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parents[1]

@@ -102,8 +102,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"] | Rows) -> Float[Array, "... F"]:
         if isinstance(x, Rows):
-            mapped = Rows(self._map(x.table), x.indices)
-            return mapped.fetch()
+            return Rows(self._map(x.table), x.indices).fetch()
         return self._map(x)
 
     def _map(self, x):

@@ -5,10 +5,13 @@ read), `training` (step and optimizer state) and `loop` (JSON: where the data st
 unfinished log interval).
 """
 
+import contextlib
 import errno
+import functools
 import math
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +63,12 @@ class Checkpoints:
                 "loop": ocp.JsonCheckpointHandler(),
             },
         )
+        self.starter = ThreadPoolExecutor(1)
+        self.started: Future | None = None
 
     @property
     def steps(self) -> list[int]:
+        self._join()
         return sorted(self.manager.all_steps())
 
     @property
@@ -70,28 +76,41 @@ class Checkpoints:
         return self.manager.best_step() if self.best else None
 
     def save(self, state: State, loop: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Starts saving; returns when the arrays are copied. An earlier save that failed is reported here."""
+        """Starts saving; when it returns the arrays may be given away. An earlier save that failed is reported here."""
         step = int(state.step)
-        if step in self.manager.all_steps():
+        if step in self.steps:
             return
         metrics = {name: value if math.isfinite(value) else WORST for name, value in (metrics or {}).items()}
-        try:
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(_variables(state)),
-                    training=ocp.args.StandardSave(_training(state)),
-                    loop=ocp.args.JsonSave(dict(loop)),
-                ),
-                metrics=metrics,
-                force=True,
-            )
-        except BaseException as error:
-            raise _explain(error, self.folder) from error
+        local = jax.process_count() == 1 and jax.default_backend() == "cpu"
+        state = jax.tree.map(_copy, state) if local else state
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(_variables(state)),
+            training=ocp.args.StandardSave(_training(state)),
+            loop=ocp.args.JsonSave(dict(loop)),
+        )
+        start = functools.partial(self.manager.save, step, args=args, metrics=metrics, force=True)
+        if local:
+            self.started = self.starter.submit(start)
+        else:  # arrays of a GPU are fetched in it, and hosts wait for each other
+            with self._explained():
+                start()
 
     def wait(self) -> None:
-        try:
+        self._join()
+        with self._explained():
             self.manager.wait_until_finished()
+
+    def _join(self) -> None:
+        """Waits until a save has begun: for a moment."""
+        started, self.started = self.started, None
+        if started is not None:
+            with self._explained():
+                started.result()
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
         except BaseException as error:
             raise _explain(error, self.folder) from error
 
@@ -165,7 +184,14 @@ class Checkpoints:
 
     def close(self) -> None:
         self.wait()
+        self.starter.shutdown()
         self.manager.close()
+
+
+def _copy(leaf):
+    """An array of the CPU's in memory of its own. Orbax reads the memory of an array as it writes, and a step
+    that is given this memory for its results would wait until all is on the disk."""
+    return jax.device_put(leaf, leaf.sharding, may_alias=False) if isinstance(leaf, jax.Array) else leaf
 
 
 def _variables(state: State) -> dict[str, Any]:

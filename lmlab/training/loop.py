@@ -5,8 +5,10 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,26 @@ class Stopped(Exception):
     """A signal came and the state is saved. `args`: (signal number, step)."""
 
 
+class Keys(NamedTuple):
+    """What a run draws from: its parameters, its steps, its evaluations, and `batch_fn` on the host."""
+
+    init: Any
+    step: Any
+    evaluation: Any
+    data: Any
+
+    @classmethod
+    def of(cls, config) -> "Keys":
+        return cls(*_keys(np.uint32(config.seed)))
+
+
+@jax.jit
+def _keys(seed):
+    """In one program: each of its four would take longer to load than to run."""
+    init, step, evaluation = jax.random.split(jax.random.key(seed), 3)
+    return init, step, evaluation, jax.random.fold_in(step, 2**31 - 1)
+
+
 class Trainer:
     """An experiment made ready to run: data opened, devices laid out, the step traced, nothing written.
 
@@ -49,30 +71,38 @@ class Trainer:
                 f"checkpoint.best: received {best!r}; allowed: a scalar of an evaluation ({names})"
             )
         self.source = experiment.train_data()
-        self.clock = Clock(config.duration, self.source.batch_size, self.source.num_examples)
-        self.init_key, step_key, self.evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
-        self.data_key = jax.random.fold_in(step_key, 2**31 - 1)
+        self.clock = Clock.of(config, self.source)
+        self.keys = Keys.of(config)
         if experiment.fit is not None:
             return
         self.layout = parallel.layout(**config.parallel)
         self.layout.check(config.batch_size, config.accumulate)
         optimizer = experiment.optimizer(self.clock)
-        self.example = jax.tree.map(jnp.asarray, self.source.example())
-        options = {"accumulate": config.accumulate, "ema": config.ema}
-        self.make = lambda: create(experiment, optimizer, self.init_key, self.example, config.ema > 0)
-        self.alone = make_step(experiment, optimizer, step_key, **options)
-        self.step = make_step(experiment, optimizer, step_key, **options, axis_name=self.layout.axis_name)
+        example = self.layout.example(self.source)
+
+        def make():
+            batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example)
+            return create(experiment, optimizer, self.keys.init, batch, config.ema > 0)
+
+        def step(axis_name: str | None):
+            options = {"accumulate": config.accumulate, "ema": config.ema, "axis_name": axis_name}
+            return make_step(experiment, optimizer, self.keys.step, **options)
+
+        # Under jit both are traced once, by whatever asks for their shapes first; inline: the same program.
+        self.make = jax.jit(make, inline=True)
+        self.alone = jax.jit(step(None), inline=True)
+        self.step = self.alone if self.layout.axis_name is None else step(self.layout.axis_name)
         if experiment.batch_fn is None:
-            self.metric_shapes = jax.eval_shape(self.alone, self.layout.shapes(self.make), self.example)[1]
+            self.metric_shapes = jax.eval_shape(self.alone, self.layout.abstract(self.make), example)[1]
 
     def run(self, folder: Path, wandb: str = "", profile: bool = False) -> State:
         """Trains until `config.duration` updates are done, from the newest checkpoint in `folder` if there is one."""
         config = self.config
         checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
-        evaluate = Evaluator(self.evaluations, self.evaluation_key, folder / "evaluations")
+        evaluate = Evaluator(self.evaluations, self.keys.evaluation, folder / "evaluations")
         if self.experiment.fit is not None:
             return self._fit(checkpoints, evaluate, folder, wandb)
-        state, loop = self._begin(checkpoints)
+        state, kept = self._begin(checkpoints)
         done = int(self.layout.save(state).step)
         writers = Writers(folder, done, wandb, config.to_dict())
         progress = Progress(self.clock.total, done, self.unit)
@@ -82,7 +112,7 @@ class Trainer:
             )
         try:
             trace = Trace(folder / "profile" if profile else None)
-            state = self._steps(state, loop, checkpoints, evaluate, writers, progress, trace)
+            state = Loop(self, state, kept, checkpoints, evaluate, writers, progress, trace).run()
             checkpoints.close()
         except Exception:
             checkpoints.wait()  # what is being saved stays of use
@@ -95,6 +125,20 @@ class Trainer:
     @property
     def unit(self) -> str:
         return "tokens" if self.experiment.tokens else "examples"
+
+    def batch(self, raw, state: State, done: int):
+        """What the step is given of what the source read."""
+        if self.experiment.batch_fn is None:
+            return raw
+        key = jax.random.fold_in(self.keys.data, done)
+        return self.experiment.batch_fn(self.layout.save(state).variables, raw, key)
+
+    def shapes_logged(self, state: State) -> dict[str, Mean]:
+        """Shapes and types of what a step logs."""
+        if self.experiment.batch_fn is None:
+            return self.metric_shapes
+        batch = self.batch(self.source.example(), state, 0)
+        return jax.eval_shape(self.alone, self.layout.save(state), batch)[1]
 
     def _begin(self, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
         restored = checkpoints.restore(self.layout.abstract(self.make))
@@ -109,120 +153,11 @@ class Trainer:
             state = self.layout.load(saved.replace(params=params, ema=ema))
         return state, {}
 
-    def _steps(self, state, loop, checkpoints, evaluate, writers, progress, trace) -> State:
-        config, layout, source, total = self.config, self.layout, self.source, self.clock.total
-        done = int(layout.save(state).step)
-        iterator = None
-        if isinstance(source, Resident):
-            data = layout.everywhere(source.data)
-        else:
-            iterator = source.open(jax.process_index(), jax.process_count())
-            if loop.get("iterator"):
-                iterator.set_state(loop["iterator"])
-        zeros = self._zeros(layout.save(state))
-        sums = layout.everywhere(jax.tree.map(jnp.copy, zeros | _sums_from_json(loop.get("sums", {}))))
-        zeros = layout.everywhere(zeros)
-        since = done - int(loop.get("unlogged", 0))  # where the open log interval began
-        every = {
-            "log": self.clock.every(config.log_every, "log_every"),
-            "evaluate": self.clock.every(config.evaluate_every, "evaluate_every"),
-            "save": self.clock.every(config.checkpoint.every, "checkpoint.every"),
-        }
-        params = layout.save(state).params
-        report = Report(
-            self, checkpoints, writers, progress, sum(leaf.size for leaf in jax.tree.leaves(params))
-        )
-        del params
-        run = layout.compile(self.step, source, self.make)
-        compiled, pending, chunk, best = None, None, 1, math.inf
-        timer = Timer(writers.seconds)
-
-        def due(event: str) -> bool:
-            return done == total or (every[event] > 0 and done % every[event] == 0)
-
-        with Signals() as signals:
-            while done < total:
-                n = 1
-                if iterator is None:
-                    n = min([chunk, total - done, *(size - done % size for size in every.values() if size)])
-                else:
-                    data = layout.place(self._batch(next(iterator), state, done))
-                if compiled is None:
-                    timer.pause()
-                    compiled = run.lower(state, sums, data, np.int32(n)).compile()
-                    timer.go_on()
-                trace.dispatch()
-                started = time.perf_counter()
-                state, sums = compiled(state, sums, data, np.int32(n))
-                if pending:  # written while the device works on
-                    report(*pending)
-                    pending = None
-                if iterator is None or layout.block:
-                    jax.block_until_ready(sums)
-                    chunk = max(1, int(DISPATCH_SECONDS * n / (time.perf_counter() - started)))
-                done += n
-                progress.advance(n)
-                if due("log"):
-                    pending = (since, done, sums, timer.seconds)
-                    sums, since = jax.tree.map(jnp.copy, zeros), done
-                if not (signals.received or due("evaluate") or due("save")):
-                    continue
-                timer.pause()
-                if pending:
-                    report(*pending)
-                    pending = None
-                scalars = {}
-                if due("evaluate") and self.evaluations:  # also when stopped: it would not come again
-                    scalars = evaluate(layout.save(state).variables, done)
-                    if config.checkpoint.best and config.checkpoint.best not in scalars:
-                        raise ValueError(
-                            f"checkpoint.best: received {config.checkpoint.best!r}; allowed: {', '.join(scalars)}"
-                        )
-                    writers.write(report.position(done, timer.seconds) | scalars)
-                    progress.say(
-                        f"step {done:,}: " + ", ".join(f"{key} {value:.4f}" for key, value in scalars.items())
-                    )
-                value = scalars.get(config.checkpoint.best, math.inf)
-                if due("save") or signals.received or value < best:
-                    host = layout.fetch(sums)
-                    if done > since:
-                        check_finite(host, since, done, checkpoints)
-                    if not layout.is_finite(state):  # the last update made them; its metrics came before it
-                        raise not_finite("parameters", since, done, checkpoints)
-                    facts = {"sums": _sums_to_json(host), "unlogged": done - since}
-                    facts["iterator"] = iterator.get_state() if iterator is not None else {}
-                    checkpoints.save(layout.save(state), facts, scalars)
-                best = min(best, value)
-                if signals.received:
-                    checkpoints.close()
-                    raise Stopped(signals.received, done)
-                timer.go_on()
-        trace.stop()
-        return state
-
-    def _batch(self, raw, state: State, done: int):
-        if self.experiment.batch_fn is None:
-            return raw
-        return self.experiment.batch_fn(
-            self.layout.save(state).variables, raw, jax.random.fold_in(self.data_key, done)
-        )
-
-    def _zeros(self, state: State) -> dict[str, Mean]:
-        """Zeros in the shape of what a step logs."""
-        shapes = None
-        if self.experiment.batch_fn is None:
-            shapes = self.metric_shapes
-        else:
-            shapes = jax.eval_shape(self.alone, state, self._batch(self.example, self.layout.load(state), 0))[
-                1
-            ]
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
     def _fit(self, checkpoints: Checkpoints, evaluate: "Evaluator", folder: Path, wandb: str) -> State:
         """A closed form: one call, one checkpoint, evaluated like any other."""
         if checkpoints.steps:
             return State(1, checkpoints.variables()[1]["params"], {}, {})
-        state = State(jnp.int32(1), self.experiment.fit(self.source, self.init_key), {}, {})
+        state = State(jnp.int32(1), self.experiment.fit(self.source, self.keys.init), {}, {})
         scalars = evaluate(state.variables, 1)
         writers = Writers(folder, 0, wandb, self.config.to_dict())
         writers.write({"step": 1, "examples": self.source.num_examples, "seconds": 0.0, **scalars})
@@ -232,23 +167,156 @@ class Trainer:
         return state
 
 
-class Report:
-    """Turns the sums of a log interval into a row for the writers and the bar."""
+class Loop:
+    """A trainer at work: the state, the sums of the open log interval, and what is due after each dispatch.
+
+    kept: what the checkpoint says of an interval that was open, and of where the data stood.
+    """
 
     def __init__(
         self,
         trainer: Trainer,
+        state: State,
+        kept: dict[str, Any],
         checkpoints: Checkpoints,
+        evaluate: "Evaluator",
         writers: Writers,
         progress: Progress,
-        num_params: int,
+        trace: "Trace",
     ):
+        self.trainer, self.config, self.layout = trainer, trainer.config, trainer.layout
+        self.state, self.checkpoints, self.evaluate = state, checkpoints, evaluate
+        self.writers, self.progress, self.trace = writers, progress, trace
+        self.report = Report(trainer, checkpoints, writers, progress)
+        clock, config = trainer.clock, trainer.config
+        self.done, self.total = int(self.layout.save(state).step), clock.total
+        self.every = {
+            "log": clock.every(config.log_every, "log_every"),
+            "evaluate": clock.every(config.evaluate_every, "evaluate_every"),
+            "save": clock.every(config.checkpoint.every, "checkpoint.every"),
+        }
+        self.iterator, self.data = None, None
+        if isinstance(trainer.source, Resident):
+            self.data = self.layout.everywhere(trainer.source.data)
+        else:
+            self.iterator = trainer.source.open(jax.process_index(), jax.process_count())
+            if kept.get("iterator"):
+                self.iterator.set_state(kept["iterator"])
+        self.shapes = trainer.shapes_logged(state)
+        self.sums = self.zeros(kept.get("sums", {}))
+        self.since = self.done - int(kept.get("unlogged", 0))  # where the open log interval began
+        self.compiled, self.pending, self.chunk, self.best = None, None, 1, math.inf
+        self.timer = Timer(writers.seconds)
+
+    def run(self) -> State:
+        """All updates up to the last one, with what is due between them."""
+        with Signals() as signals:
+            while self.done < self.total:
+                self.dispatch()
+                if self.due("log"):
+                    self.pending = (self.since, self.done, self.sums, self.timer.seconds)
+                    self.sums, self.since = self.zeros(), self.done
+                if signals.received or self.due("evaluate") or self.due("save"):
+                    self.halt(signals.received)
+        self.trace.stop()
+        return self.state
+
+    def due(self, event: str) -> bool:
+        every = self.every[event]
+        return self.done == self.total or (every > 0 and self.done % every == 0)
+
+    def dispatch(self) -> None:
+        """One call of the compiled step: one update of a stream, as many as fit of data on the device."""
+        n = 1
+        if self.iterator is None:
+            ahead = [every - self.done % every for every in self.every.values() if every]
+            n = min(self.chunk, self.total - self.done, *ahead)
+        else:
+            self.data = self.layout.place(self.trainer.batch(next(self.iterator), self.state, self.done))
+        if self.compiled is None:
+            self.timer.pause()
+            self.compiled = self.compile()
+            self.timer.go_on()
+        self.trace.dispatch()
+        started = time.perf_counter()
+        self.state, self.sums = self.compiled(self.state, self.sums, self.data, np.int32(n))
+        self.write()  # while the device works
+        if self.iterator is None or self.layout.block:
+            jax.block_until_ready(self.sums)
+            self.chunk = max(1, int(DISPATCH_SECONDS * n / (time.perf_counter() - started)))
+        self.done += n
+        self.progress.advance(n)
+
+    def compile(self):
+        run = self.layout.compile(self.trainer.step, self.trainer.source, self.trainer.make)
+        return run.lower(self.state, self.sums, self.data, np.int32(1)).compile()
+
+    def zeros(self, sums: Mapping[str, Sequence[float]] = MappingProxyType({})) -> dict[str, Mean]:
+        """What a log interval begins with: zeros, or the sums of one that a checkpoint cut."""
+        begun = {name: Mean(*sums.get(name, (0.0, 0.0))) for name in self.shapes}
+        return self.layout.everywhere(
+            jax.tree.map(lambda value, leaf: np.asarray(value, leaf.dtype), begun, self.shapes)
+        )
+
+    def write(self) -> None:
+        """The row of the interval that ended last, if it is not written yet."""
+        if self.pending:
+            self.report(*self.pending)
+            self.pending = None
+
+    def halt(self, received: int) -> None:
+        """Evaluates and saves as is due, outside of the time that counts as training; ends on a signal."""
+        self.timer.pause()
+        self.write()
+        scalars = {}
+        if self.due("evaluate") and self.trainer.evaluations:  # also when stopped: it would not come again
+            scalars = self.scores()
+        value = scalars.get(self.config.checkpoint.best, math.inf)
+        if self.due("save") or received or value < self.best:
+            self.save(scalars)
+        self.best = min(self.best, value)
+        if received:
+            self.checkpoints.close()
+            raise Stopped(received, self.done)
+        self.timer.go_on()
+
+    def scores(self) -> dict[str, float]:
+        """The scalars of all evaluations, written and told."""
+        best = self.config.checkpoint.best
+        scalars = self.evaluate(self.layout.save(self.state).variables, self.done)
+        if best and best not in scalars:
+            raise ValueError(f"checkpoint.best: received {best!r}; allowed: {', '.join(scalars)}")
+        self.writers.write(self.report.position(self.done, self.timer.seconds) | scalars)
+        told = ", ".join(f"{key} {value:.4f}" for key, value in scalars.items())
+        self.progress.say(f"step {self.done:,}: {told}")
+        return scalars
+
+    def save(self, scalars: dict[str, float]) -> None:
+        """A checkpoint, once what led to it is known to be finite."""
+        sums = self.layout.fetch(self.sums)
+        if self.done > self.since:
+            check_finite(sums, self.since, self.done, self.checkpoints)
+        if not self.layout.is_finite(self.state):  # the last update made them; its metrics came before it
+            raise not_finite("parameters", self.since, self.done, self.checkpoints)
+        kept = {
+            "sums": {name: [float(mean.total), float(mean.count)] for name, mean in sums.items()},
+            "unlogged": self.done - self.since,
+            "iterator": self.iterator.get_state() if self.iterator is not None else {},
+        }
+        self.checkpoints.save(self.layout.save(self.state), kept, scalars)
+
+
+class Report:
+    """Turns the sums of a log interval into a row for the writers and the bar."""
+
+    def __init__(self, trainer: Trainer, checkpoints: Checkpoints, writers: Writers, progress: Progress):
         self.trainer, self.checkpoints, self.writers, self.progress = trainer, checkpoints, writers, progress
         self.seconds = writers.seconds
         flops = trainer.experiment.flops
         device = trainer.layout.devices[0].device_kind
         peak = peak_flops(device, trainer.config.precision) * trainer.layout.num_devices
-        self.mfu_per_speed = flops(num_params) / peak if flops else math.nan
+        params = jax.tree.leaves(trainer.layout.shapes(trainer.make).params)
+        self.mfu_per_speed = flops(sum(leaf.size for leaf in params)) / peak if flops else math.nan
 
     def position(self, step: int, seconds: float) -> dict[str, float]:
         examples = step * self.trainer.config.batch_size
@@ -352,11 +420,3 @@ class Signals:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def _sums_to_json(sums: dict[str, Mean]) -> dict[str, list[float]]:
-    return {name: [float(mean.total), float(mean.count)] for name, mean in sums.items()}
-
-
-def _sums_from_json(sums: dict[str, list[float]]) -> dict[str, Mean]:
-    return {name: Mean(jnp.float32(total), jnp.float32(count)) for name, (total, count) in sums.items()}

@@ -1,6 +1,7 @@
 """Where numbers go while a model trains: metrics.jsonl, TensorBoard, Weights & Biases, the progress bar."""
 
 import contextlib
+import functools
 import json
 import math
 import sys
@@ -46,8 +47,6 @@ class Writers:
     """One row a log interval, to every place that wants it. On resuming, rows after the checkpoint go."""
 
     def __init__(self, folder: Path, step: int, wandb: str = "", config: Mapping | None = None):
-        from tensorboardX import SummaryWriter
-
         path = folder / "metrics.jsonl"
         rows = [row for row in read(path) if row["step"] <= step]
         temporary = folder / "metrics.jsonl.tmp"
@@ -55,7 +54,7 @@ class Writers:
         temporary.replace(path)
         self.seconds = max((row["seconds"] for row in rows), default=0.0)
         self.file = path.open("a")
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if rows else None)
+        self.tensorboard = {"logdir": str(folder / "tensorboard"), "purge_step": step + 1 if rows else None}
         self.wandb = None
         if wandb:
             try:
@@ -65,6 +64,13 @@ class Writers:
             self.wandb = library.init(
                 project=wandb, dir=str(folder), config=dict(config or {}), resume="allow"
             )
+
+    @functools.cached_property
+    def events(self):
+        """TensorBoard's writer, imported with the first row: it takes PyTorch along where that is installed."""
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(**self.tensorboard)
 
     def write(self, row: Mapping[str, float]) -> None:
         plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
@@ -78,7 +84,8 @@ class Writers:
 
     def close(self) -> None:
         self.file.close()
-        self.events.close()
+        if "events" in vars(self):
+            self.events.close()
         if self.wandb:
             self.wandb.finish()
 

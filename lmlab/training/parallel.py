@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lmlab import compiled, cpu
 from lmlab.config import PRECISIONS
 from lmlab.sources import Resident, Source
 from lmlab.training.state import State
@@ -26,11 +27,13 @@ RULES = (("batch", BATCH), ("embed", "fsdp"), ("vocab", "tensor"), ("heads", "te
 
 
 def prepare(precision: str) -> None:
-    """Settings that must stand before JAX looks for devices; call first.
+    """Settings of the process that must stand before JAX looks for devices; call first, and again at will.
 
     Many virtual CPU devices on few cores wait for each other for ever unless XLA's thread pool,
     sized by NPROC, holds two threads for each.
     """
+    cpu.keep_memory()
+    compiled.keep_programs()
     count = max(jax.config.jax_num_cpu_devices, 1)
     for flag in os.environ.get("XLA_FLAGS", "").split():
         name, _, value = flag.partition("=")
@@ -160,6 +163,18 @@ class Layout:
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
+
+    def example(self, source: Source) -> Any:
+        """Shapes, types and placement of a batch, as the step is given it."""
+        if isinstance(source, Resident):
+            batch = jax.eval_shape(source.example)
+        else:
+            batch = source.example()
+        sharding = None if self.mode == "pmap" else self.batch_sharding
+        kind = jax.dtypes.canonicalize_dtype
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind(leaf.dtype), sharding=sharding), batch
+        )
 
     def place(self, batch) -> Any:
         """A batch of this process on its devices: split along the first axis."""
