@@ -76,13 +76,13 @@ class Checkpoints:
         return self.manager.best_step() if self.best else None
 
     def save(self, state: State, loop: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Starts saving; when it returns the arrays may be given away. An earlier save that failed is reported here."""
+        """Starts saving; returns when the arrays are copied. An earlier save that failed is reported here."""
         step = int(state.step)
         if step in self.steps:
             return
         metrics = {name: value if math.isfinite(value) else WORST for name, value in (metrics or {}).items()}
         local = jax.process_count() == 1 and jax.default_backend() == "cpu"
-        state = jax.tree.map(_copy, state) if local else state
+        state = jax.block_until_ready(jax.tree.map(_copy, state)) if local else state
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(_variables(state)),
             training=ocp.args.StandardSave(_training(state)),
