@@ -256,6 +256,19 @@ def test_importing_lmlab_imports_no_jax_and_parses_no_flags():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_experiment_is_read_without_what_only_its_figures_need():
+    program = (
+        "import sys\n"
+        "from lmlab import config\n"
+        "_, module = config.load('experiments/gpt_char.py:demo')\n"
+        "late = {'matplotlib', 'pandas', 'orbax', 'tensorboardX', 'grain', 'tensorflow_datasets', 'torch'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)\n"
+        "assert module.curves.LOSSES and 'matplotlib' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_has_one_trainer_at_a_time(tmp_path):
     spec, short = "experiments/autoencoder.py:demo", {"duration": "2 steps", "parallel.data": 1}
     lmlab.train(spec, tmp_path / "run", short)

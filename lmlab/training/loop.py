@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from lmlab.sources import Resident
 from lmlab.training import parallel
 from lmlab.training.checkpoint import Checkpoints
 from lmlab.training.metrics import Progress, Timer, Writers, peak_flops
+from lmlab.training.signals import Signals
 from lmlab.training.state import State
 from lmlab.training.step import create, make_step
 
@@ -397,26 +396,3 @@ class Trace:
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
-
-
-class Signals:
-    """Remembers a SIGTERM or a first Ctrl-C instead of dying of it; a second Ctrl-C interrupts at once."""
-
-    received: int = 0
-
-    def __enter__(self):
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)
-            }
-        return self
-
-    def _receive(self, number, frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -1,11 +1,13 @@
 """What survives: the newest and the best, damage, other layouts, a full disk, kills at any moment."""
 
+import errno
 import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,6 +46,40 @@ def test_a_save_without_the_metric_is_not_best(tmp_path):
     checkpoints.save(state(2), {}, {})
     checkpoints.wait()
     assert checkpoints.best_step == 1 and checkpoints.steps == [1, 2]
+
+
+def test_memory_may_be_given_away_before_orbax_has_read_it(tmp_path, monkeypatch):
+    """What is saved is the state of its step, though later steps wrote where it lay."""
+    checkpoints, begin = Checkpoints(tmp_path), threading.Event()
+    save = checkpoints.manager.save
+    monkeypatch.setattr(
+        checkpoints.manager, "save", lambda *args, **options: begin.wait(60) and save(*args, **options)
+    )
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    now = state(1, value=1.0, size=100_000)
+    checkpoints.save(now, {})
+    for _ in range(3):
+        now = jax.block_until_ready(step(now))
+    begin.set()
+    checkpoints.wait()
+    assert checkpoints.variables()[0] == 1
+    assert (checkpoints.variables()[1]["params"]["w"] == 1.0).all() and float(now.params["w"][0]) == 4.0
+
+
+def test_a_save_that_fails_as_it_begins_is_reported_by_the_next(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.manager, "save", fail)
+        checkpoints.save(state(1), {})
+        with pytest.raises(DiskFull, match="no room for a checkpoint"):
+            checkpoints.save(state(2), {})
+    checkpoints.save(state(3), {})
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps == [3]
 
 
 def damage(folder):
@@ -203,6 +239,11 @@ def test_a_reader_leaves_a_save_under_way_alone(tmp_path):
     under_way.mkdir()
     reader = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert reader.variables()[0] == 6 and under_way.is_dir()
+    Checkpoints(tmp_path / "checkpoints")
+    deadline = time.monotonic() + 60
+    while under_way.exists():  # Orbax cleans up at its own time
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_best_may_be_asked_of_another_metric_later(tmp_path):

@@ -228,6 +228,30 @@ def test_a_signal_on_a_step_to_be_evaluated_does_not_lose_the_evaluation(tmp_pat
     assert rows(tmp_path) == rows(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_keys_are_those_split_off_the_seed(seed):
+    keys = loop.Keys.of(toys.config(seed=seed))
+    init, step, evaluation = jax.random.split(jax.random.key(seed), 3)
+    expected = (init, step, evaluation, jax.random.fold_in(step, 2**31 - 1))
+    equal([jax.random.key_data(key) for key in keys], [jax.random.key_data(key) for key in expected])
+
+
+def test_the_step_is_traced_once(tmp_path):
+    """For its shapes, for one program or another: tracing is half of what a start takes."""
+    config = toys.config()
+    experiment, traced = toys.regression(config), []
+
+    class Counted(toys.Regression):
+        def loss(self, *args):
+            traced.append(args)
+            return super().loss(*args)
+
+    task = Counted(experiment.task.model)
+    fields = {"optimizer": experiment.optimizer, "train_data": experiment.train_data}
+    Trainer(type(experiment)(task=task, **fields), config).run(tmp_path)
+    assert len(traced) == 1
+
+
 def test_seeds_of_32_bits(tmp_path):
     state = run(tmp_path, duration="2 steps", seed=2**32 - 1)
     assert int(state.step) == 2
