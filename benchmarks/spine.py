@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import protocol
 
-STEPS = {"large": (500, 1024, 100), "small": (20_000, 8, 8)}
+STEPS = {"large": (200, 1024, 100), "small": (20_000, 8, 8)}
 """Steps of a run, width of the autoencoder's layers, batch size: for a step of some 10 ms, and of little."""
 
 
@@ -123,7 +123,7 @@ def main(argv=None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side, and saves")
     parser.add_argument("--busy", action="store_true", help="measure although other programs run")
     parser.add_argument("--output", type=Path, default=Path("results/speed/spine.json"))
     options = parser.parse_args(argv)

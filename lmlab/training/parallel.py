@@ -230,7 +230,10 @@ class Layout:
 @jax.jit
 def _all_finite(tree):
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all() if leaves else jnp.array(True)
+    largest = [
+        jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves
+    ]  # NaN if one is; read faster than by isfinite
+    return jnp.isfinite(jnp.stack(largest)).all() if leaves else jnp.array(True)
 
 
 def layout(mode: str, data: int, fsdp: int, tensor: int, devices=None) -> Layout:

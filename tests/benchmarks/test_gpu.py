@@ -56,6 +56,7 @@ def test_no_time_is_told(workers, tmp_path, capsys):
     assert "not run, bar 1.1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failing_arm_leaves_the_others(workers, monkeypatch):
     monkeypatch.setattr(protocol, "SECONDS", 0.05)
     wrong = Arm("wrong", "ours", {"precission": 1})
@@ -121,6 +122,7 @@ def test_unknown_part_is_one_line(capsys):
     assert "unknown gpt3; allowed: gpt2, " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("builder", ["gpt", "recurrent"])
 def test_the_peers_train(builder):
     torch = pytest.importorskip("torch")
