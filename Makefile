@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench results lock clean
+.PHONY: help install demo test test-all test-slurm lint bench results lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -33,10 +33,14 @@ demo: install ## train a small GPT for two minutes, sample from it, draw its fig
 	@echo "  $(BIN)/lmlab train --config=experiments/gpt_char.py:demo --config.optimizer.learning_rate=0.003 --workdir=runs/faster"
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=logical --maxprocesses=8 --dist=loadfile
 
 test-all: install ## every test
 	$(BIN)/python -m pytest
+
+test-slurm: install ## sweeps on a real Slurm, which is installed, started and stopped: root, Debian or Ubuntu
+	@$(BIN)/python -c "import submitit" 2>/dev/null || $(PIP) install "submitit>=1.5.3"
+	tests/sweeps/one_machine_slurm.sh $(BIN)/python -m pytest tests/sweeps/test_slurm.py
 
 lint: install ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@
     python -m benchmarks gpt_small gru    # some
     python -m benchmarks startup          # imports, --help, from the command to the first step
     python -m benchmarks spine            # what the loop and a checkpoint cost
+    python -m benchmarks sweep            # a sweep as one program, beside processes
     python -m benchmarks scaling          # how time and memory grow with the model; a figure
     python -m benchmarks limits           # what the machine's arithmetic and memory allow
     python -m benchmarks precision        # whether bf16 learns as well as float32
@@ -50,7 +51,7 @@ def compare(name: str, rounds: int, busy: bool) -> dict:
     return {"workload": name, "sizes": workload.sizes, "rows": rows, "arms": arms, **facts}
 
 
-SCRIPTS = ("startup", "spine", "scaling", "limits", "precision", "gpu")
+SCRIPTS = ("startup", "spine", "sweep", "scaling", "limits", "precision", "gpu")
 """Modules with a command line of their own."""
 
 
@@ -65,13 +66,13 @@ def main(argv=None) -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="*", help=f"what to measure: {', '.join(MEASURED)}; all if none")
-    parser.add_argument("--rounds", type=int, default=protocol.ROUNDS, help="turns of each side")
+    parser.add_argument("--rounds", type=protocol.count, default=protocol.ROUNDS, help="turns of each side")
     parser.add_argument("--busy", action="store_true", help="measure although other programs run")
     parser.add_argument("--output", type=Path, default=Path("results/speed"), help="folder of the records")
     options = parser.parse_args(argv)
     unknown = set(options.name) - set(MEASURED)
     if unknown:
-        parser.error(f"unknown {', '.join(sorted(unknown))}; allowed: {', '.join(MEASURED)}")
+        parser.error(f"unknown {', '.join(sorted(unknown))}; allowed: {', '.join([*MEASURED, *SCRIPTS])}")
     for name in options.name or MEASURED:
         print(name, flush=True)
         try:

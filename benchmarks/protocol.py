@@ -6,6 +6,7 @@ Other programs on the machine would spoil this, and not evenly: PyTorch's thread
 each other. So the machine's load is looked at first, and told in the record.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -198,9 +199,16 @@ def ratio(ours: dict, peer: dict) -> dict[str, float]:
     }
 
 
+def count(text: str) -> int:
+    """A number of rounds, as argparse takes it."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"received {text!r}; allowed: 1 or more")
+    return int(text)
+
+
 def machine() -> dict:
     """What a record says of where it was made."""
-    from lmlab.run import git_commit, processor
+    from lmlab.provenance import git_commit, processor
 
     facts = {"cores": os.cpu_count(), "processor": processor(), "system": platform.system()}
     return {"machine": facts, "python": platform.python_version(), "git_commit": git_commit(Path.cwd())}

@@ -123,7 +123,7 @@ def main(argv=None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side, and saves")
+    parser.add_argument("--rounds", type=protocol.count, default=15, help="turns of each side, and saves")
     parser.add_argument("--busy", action="store_true", help="measure although other programs run")
     parser.add_argument("--output", type=Path, default=Path("results/speed/spine.json"))
     options = parser.parse_args(argv)

@@ -99,7 +99,7 @@ def main(argv=None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each side")
+    parser.add_argument("--rounds", type=protocol.count, default=ROUNDS, help="turns of each side")
     parser.add_argument("--busy", action="store_true", help="measure although other programs run")
     parser.add_argument("--output", type=Path, default=Path("results/speed/startup.json"), help="the record")
     options = parser.parse_args(argv)

@@ -5,26 +5,30 @@
     lmlab evaluate --workdir=runs/demo
     lmlab sample   --workdir=runs/demo --prompt="The " --temperature=0.8 --top_k=40
     lmlab figures  --workdir=runs/demo
+    lmlab sweep    --config=experiments/gpt_char.py:demo --workdir=sweeps/lr --grid=optimizer.learning_rate=1e-3,3e-3
+    lmlab report   --workdir=sweeps/lr
+    lmlab plan     --config=experiments/gpt_char.py --mesh=data:8,fsdp:4
     lmlab data     --config=experiments/autoencoder.py:demo
     lmlab compare  runs/a runs/b
     lmlab list
 
 `lmlab COMMAND --help` explains a command. --config=FILE:VARIANT names an experiment (a Python file, which
 is run); --config.KEY=VALUE sets a leaf of its configuration, e.g. --config.optimizer.learning_rate=3e-4.
-Exit codes: 0 done, 1 failed, 2 wrong use, 75 stopped by SIGTERM with the state saved, 130 by Ctrl-C likewise.
+Exit codes: 0 done, 1 failed, 2 wrong use, 6 another process of the run is gone, 75 saved on SIGTERM, 130 on Ctrl-C.
 """
 
 import difflib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from absl.flags import Error as FlagError
 
+from lmlab import errors
 from lmlab.flags import HELP, Flags, Helped, UsageError, value
+from lmlab.training import hosts
 
 STOPPED = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
@@ -37,8 +41,12 @@ def train(argv: list[str]) -> int:
         lmlab train --workdir=runs/gpt --config.duration="4000 steps"   # goes on for longer
 
     Durations: "2000 steps", "5 epochs", "1e6 examples"; intervals also "10 %"; a bare number means steps.
+    Several processes share a run and its workdir: under srun as it is, by hand each with --coordinator and the like.
     """
+    hosts.join({name: value(argv, name) for name in hosts.OPTIONS})  # before the experiment is read
     fv = Flags(train.__doc__)
+    for name, text in hosts.OPTIONS.items():
+        fv.string(name, "", text)
     fv.string("workdir", "", "directory of the run; made if it is not there")
     fv.string("wandb", "", "project to log to at Weights & Biases")
     fv.boolean("profile", False, "write a trace for TensorBoard or Perfetto to WORKDIR/profile")
@@ -63,6 +71,9 @@ def train(argv: list[str]) -> int:
             f" To go on: lmlab train --workdir={fv.workdir}"
         )
         return STOPPED[number]
+    except Exception as error:
+        hosts.check_gone(error)
+        raise
     print(f"done: {done.folder}  (lmlab evaluate, sample or figures --workdir={done.folder})")
     return 0
 
@@ -275,11 +286,32 @@ def compare(argv: list[str]) -> int:
     return 0
 
 
+def sweep(argv: list[str]) -> int:
+    from lmlab.sweeps import command
+
+    return command.main(argv)
+
+
+def report(argv: list[str]) -> int:
+    from lmlab.sweeps import report
+
+    return report.main(argv)
+
+
+def plan(argv: list[str]) -> int:
+    from lmlab import plan
+
+    return plan.main(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "sample": sample,
     "figures": figures,
+    "sweep": sweep,
+    "report": report,
+    "plan": plan,
     "data": data,
     "compare": compare,
     "list": list_experiments,
@@ -288,14 +320,20 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    code = command(list(sys.argv[1:] if argv is None else argv))
+    hosts.leave(code)
+    return code
+
+
+def command(argv: list[str]) -> int:
+    """Runs a command; what is wrong with it, or with what it does, is told in one line."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(__doc__)
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
-        return _fail(
+        return errors.fail(
             "lmlab",
             f"unknown command {name!r}; "
             + (f"did you mean {near[0]}?" if near else f"allowed: {', '.join(COMMANDS)}"),
@@ -308,15 +346,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        return _fail(f"lmlab {name}", "interrupted; nothing was saved since the last checkpoint", 130)
+        return errors.fail(f"lmlab {name}", "interrupted; nothing was saved since the last checkpoint", 130)
     except (UsageError, FlagError) as error:
-        return _fail(f"lmlab {name}", error)
+        return errors.fail(f"lmlab {name}", error)
     except OSError as error:
-        return _fail(f"lmlab {name}", _oserror(error), 1 if type(error).__name__ == "DiskFull" else 2)
+        return errors.fail(
+            f"lmlab {name}", errors.of_system(error), 1 if type(error).__name__ == "DiskFull" else 2
+        )
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        if not _ours(error):
+        if not errors.ours(error):
             raise
-        return _fail(f"lmlab {name}", error, 2 if isinstance(error, ValueError | TypeError) else 1)
+        return errors.fail(f"lmlab {name}", error, 2 if isinstance(error, ValueError | TypeError) else 1)
 
 
 def _checkpoint(text: str) -> int | str | None:
@@ -344,43 +384,16 @@ def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
 
         written.append(folder / f"{name}.png")
         images.write_png(drawn.images, written[-1])
+    if drawn.frames is not None:
+        from lmlab.figures import images
+
+        written.append(folder / f"{name}.gif")
+        images.write_gif(drawn.frames, written[-1])
     arrays = dict(drawn.arrays) | ({} if drawn.images is None else {"images": drawn.images})
     if arrays:
         written.append(folder / f"{name}.npz")
         np.savez_compressed(written[-1], **{key: np.asarray(value) for key, value in arrays.items()})
     return written
-
-
-# -- errors -------------------------------------------------------------------------------------------
-
-
-def _fail(who: str, error, code: int = 2) -> int:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    print(f"{who}: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
-    return code
-
-
-def _oserror(error: OSError) -> str:
-    if error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return error.strerror or str(error)
-
-
-def _ours(error: BaseException) -> bool:
-    """Whether lmlab or the experiment raised it: such a message is for the user, others are faults to be seen."""
-    here = Path(__file__).resolve().parent
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [Path(frame.filename).resolve() for frame in frames]
-    experiments = {
-        Path(module.__file__).resolve()
-        for name, module in list(sys.modules.items())
-        if name.startswith("lmlab_experiment_")
-    }
-    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
-        # a key of config.model that the model does not have: raised inside dataclasses
-        calls = [frame.name for frame, place in zip(frames, places, strict=True) if place in experiments]
-        return calls[-1:] == ["build"]
-    return here in places[-1].parents or places[-1] in experiments
 
 
 if __name__ == "__main__":

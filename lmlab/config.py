@@ -158,7 +158,7 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
     for key, value in values.items():
         check_key(config, key)
         parent, _, leaf = key.rpartition(".")
-        node = _get(config, parent) if parent else config
+        node = get(config, parent) if parent else config
         try:
             if value is None or isinstance(value, bool) != isinstance(node[leaf], bool):
                 raise TypeError
@@ -211,16 +211,47 @@ def leaves(
             yield prefix + key, config[key]
 
 
-def _get(config, key: str):
+def get(config: Mapping[str, Any] | ml_collections.ConfigDict, key: str) -> Any:
+    """The leaf, or the group, at a dotted key."""
     for part in key.split("."):
         config = config[part]
     return config
 
 
+class View(Mapping):
+    """A config to be read alone, with arrays for some leaves (by dotted key), which a ConfigDict would refuse."""
+
+    def __init__(self, config: ml_collections.ConfigDict, arrays: Mapping[str, Any], prefix: str = ""):
+        items = {}
+        for key, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                items[key] = View(value, arrays, f"{prefix}{key}.")
+            else:
+                items[key] = arrays.get(prefix + key, value)
+        vars(self)["_items"] = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._items:
+            raise AttributeError(f"config has no {name!r}; it has {', '.join(self._items)}")
+        return self._items[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"config.{name} cannot be set here: this config is to be read alone")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """The rules of the shared leaves, before anything is compiled. Models check their own."""
     for key in ("duration", "log_every", "evaluate_every", "checkpoint.every", "optimizer.warmup"):
-        number, unit = parse_duration(_get(config, key), key)
+        number, unit = parse_duration(get(config, key), key)
         if key == "duration" and (number == 0 or unit == "%"):
             raise ValueError(
                 f"duration must be a positive number of steps, epochs or examples, received {config.duration!r}"
@@ -282,15 +313,16 @@ def write_json(value: Mapping[str, Any] | ml_collections.ConfigDict, path: Path)
 
 def read_json(path: Path) -> ml_collections.ConfigDict:
     """The config of a run, as it was; locked."""
-    config = ml_collections.ConfigDict(_tuples(experiment.read_json(path)))
+    config = ml_collections.ConfigDict(tuples(experiment.read_json(path)))
     config.lock()
     return config
 
 
-def _tuples(value):
+def tuples(value):
+    """What JSON gives back as lists were tuples."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def difference(

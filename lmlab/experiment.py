@@ -91,11 +91,15 @@ class Evaluation(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What a model drew, or what a batch looks like: texts, images (N, H, W) or (N, H, W, 3), arrays."""
+    """What a model drew, or what a batch looks like: texts, images (N, H, W) or (N, H, W, 3), arrays.
+
+    frames: the images on their way, (moments, N, H, W), which become an animation.
+    """
 
     texts: Sequence[str] = ()
     images: Any = None
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    frames: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,8 @@ class Experiment:
     flops            floating point operations of one training example, forward and backward, given
                      the number of parameters; the progress bar's MFU comes from it
     tokens           tokens of one example, when speed is better told in tokens
-    dynamic          config leaves that a vmapped sweep may vary inside one program
+    dynamic          config leaves that a vmapped sweep may vary inside one program, beside the seed: numbers that
+                     the task, the optimizer and the step compute with, and nothing else (no data, no `if`)
     """
 
     task: Task | None = None

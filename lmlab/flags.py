@@ -36,6 +36,10 @@ class Flags:
     def string(self, name: str, default: str, text: str) -> None:
         flags.DEFINE_string(name, default, text, flag_values=self.values)
 
+    def strings(self, name: str, text: str) -> None:
+        """A flag that may be given several times; its value is a list."""
+        flags.DEFINE_multi_string(name, [], text, flag_values=self.values)
+
     def integer(self, name: str, default: int, text: str) -> None:
         flags.DEFINE_integer(name, default, text, flag_values=self.values)
 
@@ -127,7 +131,7 @@ class Flags:
         print(self.doc + "\n\nFlags:")
         for name in self.values:
             flag = self.values[name]
-            default = "" if flag.default in (None, "") else f"  (default {flag.default_as_str})"
+            default = "" if flag.default in (None, "", []) else f"  (default {flag.default_as_str})"
             print(f"  --{name}: {flag.help}{default}")
 
 

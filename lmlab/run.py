@@ -1,7 +1,8 @@
 """A run: a directory that explains itself, and what can be asked of it.
 
 config.json    the whole configuration
-run.json       experiment file and its sha256, variant, overrides, versions, devices, git commit, changes
+run.json       experiment file and its sha256, variant, overrides, versions, devices, git commit, changes;
+               "total" steps, and once all of them are made, "done"
 metrics.jsonl  a row a log interval or evaluation; tensorboard/ holds the same
 checkpoints/   by Orbax
 assets/        small facts fixed at the start: a tokenizer, the hash of the text
@@ -10,24 +11,19 @@ evaluations/   arrays of evaluations by step; figures/, samples/: what was drawn
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
 import functools
-import importlib.metadata
 import os
-import platform
-import shlex
-import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lmlab import config as config_lib
 from lmlab import experiment as experiment_lib
 from lmlab.experiment import Assets, Samples
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
+from lmlab.provenance import now, surroundings
 
 
 def train(
@@ -43,79 +39,133 @@ def train(
     spec: "experiments/gpt_char.py:cpu", or "" for the one that the run was started with. overrides: leaves
     by dotted key. A run goes on under its own configuration; only what `config.MAY_CHANGE` lists may differ.
     """
-    folder = Path(workdir)
-    overrides = dict(overrides or {})
-    before = Run(folder) if (folder / "run.json").exists() else None
-    if before is None:
-        check_new(folder)
-        if not spec:
-            raise FileNotFoundError(f"{folder} holds no run; --config=FILE[:VARIANT] starts one")
-    elif not spec:
-        spec, overrides = before.spec, {**before.record["overrides"], **overrides}
-    elif spec == before.spec:  # what may change stays as it was unless it is said anew
-        kept = {key: value for key, value in before.record["overrides"].items() if config_lib.may_change(key)}
-        overrides = kept | overrides
-    config, module = config_lib.load(spec, overrides)
-    changes = check_same(before, spec, config) if before else {}
-    from lmlab.training import parallel
+    start = Start(spec, workdir, overrides)
+    from lmlab.training import hosts, parallel
     from lmlab.training.loop import Trainer
 
-    parallel.prepare(config.precision)
-    assets = Assets(folder / "assets" if before else None)
-    trainer = Trainer(module.build(config, assets), config)
-    if "duration" in changes:
-        check_longer(trainer.clock, *changes["duration"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        assets.save(folder / "assets")
-        config_lib.write_json(config, folder / "config.json")
-        record = describe(spec, overrides, config) | {"changes": []}
-        if before:
-            old = before.record
-            kept = ("experiment", "sha256", "git_commit", "versions", "devices")
-            changes |= {key: (old[key], record[key]) for key in kept if old[key] != record[key]}
-            record |= {"when": old["when"], "changes": old["changes"]}
-            if old["sha256"] != record["sha256"]:
-                print(
-                    f"warning: {record['experiment']} has changed since {folder} was begun", file=sys.stderr
-                )
-            if not (folder / "checkpoints").is_dir():
-                print(f"warning: {folder} has no checkpoints; starting from step 0", file=sys.stderr)
-        if changes:
-            record["changes"].append({"when": _now(), **{key: list(pair) for key, pair in changes.items()}})
-        config_lib.write_json(record, folder / "run.json")  # last: it makes the directory a run
-        trainer.run(folder, wandb, profile)
-    return Run(folder)
+    parallel.prepare(start.config.precision)
+    trainer = Trainer(start.module.build(start.config, start.assets), start.config)
+    hosts.meet("read")  # the first of several processes writes when all have read
+    with start.begun(trainer) if hosts.first() else contextlib.nullcontext():
+        hosts.meet("written")
+        if not (start.folder / "run.json").exists():
+            raise ValueError(
+                f"{start.folder} is not there as process 0 made it; allowed: a --workdir that all processes share"
+            )
+        trainer.run(start.folder, wandb, profile)
+        if hosts.first():
+            start.ended()
+    return Run(start.folder)
+
+
+class Start:
+    """A run that is to begin, or to go on, as `train` is asked for it: what is wrong with it is found here.
+
+    assets: of the run that is there, or of a fresh start; what the experiment is to be built with.
+    """
+
+    def __init__(self, spec: str, workdir: str | Path, overrides: Mapping[str, Any] | None = None):
+        self.folder, overrides = Path(workdir), dict(overrides or {})
+        self.before = before = Run(self.folder) if (self.folder / "run.json").exists() else None
+        if before is None:
+            check_new(self.folder)
+            if not spec:
+                raise FileNotFoundError(f"{self.folder} holds no run; --config=FILE[:VARIANT] starts one")
+        elif not spec:
+            spec, overrides = before.spec, {**before.record["overrides"], **overrides}
+        elif spec == before.spec:  # what may change stays as it was unless it is said anew
+            old = before.record["overrides"]
+            overrides = {key: value for key, value in old.items() if config_lib.may_change(key)} | overrides
+        self.spec, self.overrides = spec, overrides
+        self.config, self.module = config_lib.load(spec, overrides)
+        self.changes = check_same(before, spec, self.config) if before else {}
+        self.assets = Assets(self.folder / "assets" if before else None)
+
+    @contextlib.contextmanager
+    def begun(self, trainer, where: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """The directory is made, and it is locked and says what it holds, while the run is trained.
+
+        where: `surroundings`, if they are known.
+        """
+        before, folder, changes = self.before, self.folder, dict(self.changes)
+        if "duration" in changes:
+            check_longer(trainer.clock, *changes["duration"])
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            self.assets.save(folder / "assets")
+            config_lib.write_json(self.config, folder / "config.json")
+            where = where or surroundings(experiment_lib.split_spec(self.spec)[0].resolve().parent)
+            record = {**describe(self.spec, self.overrides, self.config), **where}
+            record |= {"total": trainer.total, "changes": []}
+            if before:
+                old = before.record
+                kept = ("experiment", "sha256", "git_commit", "versions", "devices")
+                changes |= {key: (old[key], record[key]) for key in kept if old[key] != record[key]}
+                record |= {"when": old["when"], "changes": old["changes"]}
+                if old["sha256"] != record["sha256"]:
+                    print(
+                        f"warning: {record['experiment']} has changed since {folder} was begun",
+                        file=sys.stderr,
+                    )
+                if not (folder / "checkpoints").is_dir():
+                    print(f"warning: {folder} has no checkpoints; starting from step 0", file=sys.stderr)
+            if changes:
+                told = {key: list(pair) for key, pair in changes.items()}
+                record["changes"].append({"when": now(), **told})
+            self.record = record
+            config_lib.write_json(record, folder / "run.json")  # last: it makes the directory a run
+            yield
+
+    def ended(self) -> None:
+        """All steps are made: run.json says so."""
+        config_lib.write_json(self.record | {"done": self.record["total"]}, self.folder / "run.json")
 
 
 @contextlib.contextmanager
 def locked(folder: Path):
     """One trainer a run. The lock is the operating system's: it goes with the process that holds it."""
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder} is being trained by another process; name another --workdir"
-            ) from None
+        for patience in (0.1, 0.1, 0):  # `is_locked` of another process holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise ValueError(
+                        f"{folder} is being trained by another process; name another --workdir"
+                    ) from None
+                time.sleep(patience)
         yield
 
 
-def check_new(folder: Path) -> None:
-    """A new run wants a directory of its own that can be written to."""
+def is_locked(folder: Path) -> bool:
+    """Whether a trainer is at work in it."""
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+BEGUN = {"lock", "assets", "config.json", "config.json.tmp", "run.json.tmp", "sweep.json.tmp"}
+"""What is there of a run, or a sweep, that was killed before its run.json was there."""
+LAUNCHED = {"log.txt", "failure.json", "failure.json.tmp"}
+"""What a sweep keeps of an attempt at a run, from before the run begins."""
+
+
+def check_new(folder: Path, kind: str = "run") -> None:
+    """A new run, or sweep, wants a directory of its own that can be written to."""
     if folder.is_file():
         raise ValueError(
-            f"workdir {str(folder)!r} is a file; allowed: a directory, new, empty or holding a run"
+            f"workdir {str(folder)!r} is a file; allowed: a directory, new, empty or holding a {kind}"
         )
-    begun = {
-        "lock",
-        "assets",
-        "config.json",
-        "config.json.tmp",
-        "run.json.tmp",
-    }  # killed before run.json was there
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - begun:
-        raise ValueError(f"workdir {str(folder)!r} is not empty and holds no run (no run.json); name another")
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - BEGUN - LAUNCHED:
+        raise ValueError(
+            f"workdir {str(folder)!r} is not empty and holds no {kind} (no {kind}.json); name another"
+        )
     parent = folder
     while not parent.exists():
         parent = parent.parent
@@ -148,49 +198,15 @@ def check_longer(clock: config_lib.Clock, old: str, new: str) -> None:
 
 
 def describe(spec: str, overrides: Mapping[str, Any], config) -> dict[str, Any]:
-    """What run.json says of how a run was made."""
-    import jax
-
+    """What run.json says of what a run is."""
     path, variant = experiment_lib.split_spec(spec)
-    devices = jax.devices()
     return {
         "experiment": str(path),
         "sha256": experiment_lib.sha256(path),
         "variant": variant,
         "overrides": dict(overrides),
         "precision": config.precision,
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "host": {"cores": os.cpu_count(), "processor": processor(), "system": platform.system()},
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "git_commit": git_commit(path.resolve().parent),
-        "command": shlex.join(["lmlab", *sys.argv[1:]]) if sys.argv and "lmlab" in sys.argv[0] else "",
-        "when": _now(),
     }
-
-
-def git_commit(folder: Path) -> str:
-    """The commit of the code, with "+changes" if the tree differs from it; empty outside git."""
-    try:
-        run = functools.partial(
-            subprocess.run, cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
-        commit = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-        return commit + ("+changes" if run(["git", "status", "--porcelain", "-uno"]).stdout.strip() else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class Run:

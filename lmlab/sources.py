@@ -57,9 +57,9 @@ def _mix(x, xp):
     return x ^ (x >> xp.uint32(16))
 
 
-def rows(data: PyTree, indices, epoch) -> PyTree:
+def rows(data: PyTree, indices, epoch, seed=None) -> PyTree:
     """The examples `indices` of arrays whose leading axis counts examples."""
-    del epoch
+    del epoch, seed
     return jax.tree.map(lambda array: array[indices], data)
 
 
@@ -97,15 +97,16 @@ class Source:
 class Resident(Source):
     """Data small enough to live on the device; the step itself picks its rows.
 
-    data: arrays, given to every device. take: `take(data, indices, epoch) -> batch`, traced.
+    data: arrays, given to every device. take: `take(data, indices, epoch, seed) -> batch`, traced; it must ask for
+    no other seed than that: in a vmapped sweep there are many.
     """
 
     data: PyTree
-    take: Callable[[PyTree, Any, Any], PyTree] = rows
+    take: Callable[[PyTree, Any, Any, Any], PyTree] = rows
 
     def batch(self, data: PyTree, step, shard: Any = 0, num_shards: int = 1) -> PyTree:
         epoch, indices = self.indices(step, shard, num_shards)
-        return self.take(data, indices, epoch)
+        return self.take(data, indices, epoch, self.seed)
 
     def example(self) -> PyTree:
         """The first batch, on the host's behalf: for shapes and for looking."""

@@ -257,3 +257,31 @@ def test_load_gives_a_locked_and_checked_config(tmp_path):
         configs.load(f"{path}:deep")
     with pytest.raises(ValueError, match="batch_size: received -1"):
         configs.load(str(path), {"batch_size": -1})
+
+
+# -- a view with arrays ------------------------------------------------------------------------------
+
+
+def test_a_view_reads_like_the_config_with_other_leaves():
+    made = config()
+    view = configs.View(made, {"seed": "an array", "model.width": "another"})
+    assert (view.seed, view["seed"], view.model.width) == ("an array", "an array", "another")
+    assert view.optimizer.b1 == view["optimizer"]["b1"] == made.optimizer.b1
+    assert dict(**view.model) == {**made.model.to_dict(), "width": "another"}
+    assert list(view) == list(made) and len(view) == len(made) and "beta" not in view
+    assert dict(configs.leaves(view)) == {
+        **dict(configs.leaves(made)),
+        "seed": "an array",
+        "model.width": "another",
+    }
+    assert made.seed == 0 and made.model.width == 8
+
+
+def test_a_view_is_read_alone_and_knows_its_keys():
+    view = configs.View(config(), {})
+    with pytest.raises(AttributeError, match=r"config\.seed cannot be set here"):
+        view.seed = 1
+    with pytest.raises(AttributeError, match=r"config has no 'widht'; it has .*width"):
+        _ = view.model.widht
+    with pytest.raises(TypeError):
+        view["seed"] = 1

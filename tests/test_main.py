@@ -1,5 +1,6 @@
 """The command line, called in this process: what it says to bad input, and what it leaves untouched."""
 
+import importlib
 import json
 import os
 import re
@@ -423,12 +424,16 @@ def test_the_exit_codes_of_lmlab_alone(capsys):
     assert all(re.search(rf"^    lmlab {name}\b", bare, re.MULTILINE) for name in COMMANDS)
 
 
+ELSEWHERE = {"sweep": "lmlab.sweeps.command", "report": "lmlab.sweeps.report", "plan": "lmlab.plan"}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     for ask in ("--help", "-h"):
         assert main([command, ask]) == 0
         printed, error = capsys.readouterr()
-        assert printed.startswith(COMMANDS[command].__doc__.splitlines()[0]) and error == ""
+        doc = COMMANDS[command].__doc__ or importlib.import_module(ELSEWHERE[command]).main.__doc__
+        assert printed.startswith(doc.splitlines()[0]) and error == ""
         assert re.search(r"^Flags:\n(  --\w+: .+\n)+", printed, re.MULTILINE)
 
 

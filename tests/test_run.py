@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 
 import lmlab
+from lmlab import provenance
 from lmlab import run as runs_lib
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,7 @@ def test_run_json_explains_the_run(trained):
     assert record["overrides"] == {"seed": 3, "checkpoint.best": "validation/loss"}
     assert record["precision"] == "float32" and record["devices"] == "8 x cpu"
     assert record["versions"]["jax"] == importlib.metadata.version("jax")
-    assert set(record["versions"]) == set(runs_lib.PACKAGES)
+    assert set(record["versions"]) == set(provenance.PACKAGES)
     assert re.fullmatch(r"([0-9a-f]{12}(\+changes)?)?", record["git_commit"])
     assert datetime.datetime.fromisoformat(record["when"]).tzinfo is not None
     assert record["host"]["cores"] >= 1 and record["changes"] == []

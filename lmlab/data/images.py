@@ -1,6 +1,7 @@
 """Images of one size with a label each: MNIST and Fashion-MNIST as prepared by TFDS, and digits that ship."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -9,6 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lmlab.experiment import Samples
 from lmlab.sources import Resident, rows, shuffled
 
 SIZES = {"mnist": (28, 28), "fashion_mnist": (28, 28)}
+PARTS = {"train": "train[:55000]", "validation": "train[55000:]", "test": "test"}
 DIGITS = {"train": slice(0, 1437), "validation": slice(1437, 1617), "test": slice(1617, 1797)}
 SPLIT = re.compile(r"(\w+?)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
@@ -62,16 +65,70 @@ def digits(split: str) -> dict[str, np.ndarray]:
     return {"image": image, "label": table[:, 64]}
 
 
+def shape(name: str) -> tuple[int, int]:
+    """Height and width of a data set's images: mnist, fashion_mnist or digits."""
+    known = {**SIZES, "digits": (8, 8)}
+    if name not in known:
+        raise ValueError(f"unknown image data set {name!r}; allowed: {', '.join(known)}")
+    return known[name]
+
+
+def parts(name: str, tfds_dir: locate.PathLike | None = None) -> Callable[[str], dict[str, np.ndarray]]:
+    """`read(part)` for train, validation and test of a data set, each read once, on first use.
+
+    Of MNIST and Fashion-MNIST the last 5,000 training images are for validation, so that nothing is
+    chosen on the test images.
+    """
+    shape(name)
+
+    @functools.cache
+    def read(part: str) -> dict[str, np.ndarray]:
+        return digits(part) if name == "digits" else load(name, PARTS[part], tfds_dir)
+
+    return read
+
+
+def binarized(images: dict[str, np.ndarray], *seed: int) -> dict[str, np.ndarray]:
+    """Each pixel 255 with probability grey / 255, else 0: drawn once, the same for the same seed."""
+    grey = images["image"]
+    drawn = np.random.default_rng(seed).random(grey.shape, np.float32) * 255 < grey
+    return {**images, "image": drawn.astype(np.uint8) * 255}
+
+
+def with_noise(images: dict[str, np.ndarray], deviation: float, *seed: int) -> dict[str, np.ndarray]:
+    """With "noisy" images beside: noise of N(0, deviation^2) added once to greys in [0, 1], cut, kept as bytes."""
+    noise = np.random.default_rng(seed).standard_normal(images["image"].shape, np.float32)
+    noisy = np.clip(images["image"] + 255 * np.float32(deviation) * noise, 0, 255)
+    return {**images, "noisy": np.rint(noisy).astype(np.uint8)}
+
+
+def halved(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Half as high and wide: each byte the rounded mean of a square of four."""
+    count, high, wide = images["image"].shape
+    squares = images["image"].reshape(count, high // 2, 2, wide // 2, 2)
+    return {**images, "image": np.rint(squares.mean((2, 4), dtype=np.float32)).astype(np.uint8)}
+
+
+def labels_in_turn(label: int, count: int, num_classes: int = 10) -> np.ndarray:
+    """`count` labels: the one that was asked for, or with -1 each class in turn."""
+    if not -1 <= label < num_classes:
+        raise ValueError(
+            f"label must be from 0 to {num_classes - 1}, or -1 for each in turn; received {label}"
+        )
+    return np.arange(count, dtype=np.int32) % num_classes if label == -1 else np.full(count, label, np.int32)
+
+
 def scaled(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its uint8 images as float32 in [0, 1]."""
-    return {**batch, "image": batch["image"].astype(jnp.float32) / 255}
+    """The batch with its uint8 images ("image", "noisy") as float32 in [0, 1]."""
+    pictures = {name: batch[name] for name in ("image", "noisy") if name in batch}
+    return {**batch, **{name: picture.astype(jnp.float32) / 255 for name, picture in pictures.items()}}
 
 
 def resident(images: dict[str, np.ndarray], batch_size: int, seed: Any) -> Resident:
     """Training batches {"image": float32 [B, H, W] in [0, 1], "label": int32 [B]}; bytes on the device."""
     data = {key: jnp.asarray(values) for key, values in images.items()}
 
-    def take(data, indices, epoch):
+    def take(data, indices, epoch, seed):
         return scaled(rows(data, indices, epoch))
 
     return Resident(data=data, num_examples=len(images["label"]), batch_size=batch_size, seed=seed, take=take)

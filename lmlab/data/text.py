@@ -72,7 +72,7 @@ def windows(ids: np.ndarray, context: int, batch_size: int, seed: Any) -> Reside
     """Training batches {"tokens": int32 [B, context + 1]} from ids kept on the device."""
     spare, count = _count_windows(len(ids), context, batch_size)
 
-    def take(data, indices, epoch):
+    def take(data, indices, epoch, seed):
         starts = _shift(spare, seed, epoch, jnp) + indices * context
         cut = jax.vmap(lambda start: jax.lax.dynamic_slice(data["tokens"], (start,), (context + 1,)))
         return {"tokens": cut(starts).astype(jnp.int32)}

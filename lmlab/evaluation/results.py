@@ -125,13 +125,13 @@ def table(folder: Path) -> str:
         shown = {key: row for key, row in value["metrics"].items() if "bar" in row} or {
             key: row for key, row in value["metrics"].items() if key.endswith("/loss")
         }
-        hardware = _hardware(value["hardware"])
+        machine = hardware(value["hardware"])
         for key, row in shown.items():
             bar = f"{row['bar']:g}, {'met' if row['met'] else 'missed'}" if "bar" in row else ""
             published = f"{row['published']:g} ({row['source']})" if row.get("published") else ""
             ours = f"{_spread(row['mean'], row['deviation'])} ({len(value['seeds'])})"
             lines.append(
-                f"| [`{name}`](results/{path.name}) | {key} | {ours} | {bar} | {published} | {hardware} |"
+                f"| [`{name}`](results/{path.name}) | {key} | {ours} | {bar} | {published} | {machine} |"
             )
     return "\n".join(lines)
 
@@ -150,15 +150,15 @@ def speed_table(folder: Path) -> str:
 
 def _speed(row: Mapping[str, Any], path: str, machine: Mapping[str, Any]) -> tuple[str, ...]:
     title, verdict = f"[{row['title']}]({path})", "met" if row["met"] else "missed"
-    hardware = _hardware({"devices": "cpu", **machine})
+    told = hardware({"devices": "cpu", **machine})
     if isinstance(row.get("ratio"), Mapping):
         ratio = row["ratio"]
         beside = (
             f"{ratio['median']:.2f} × as fast ({ratio['p25']:.2f} to {ratio['p75']:.2f}) as {row['peer']}"
         )
-        return title, row["ours"], beside, f"≥ {row['bar']:g}, {verdict}", hardware
+        return title, row["ours"], beside, f"≥ {row['bar']:g}, {verdict}", told
     peer = f"{row['ratio']:.2f} × the time of the peer" if row.get("ratio") else ""
-    return title, f"{row['ours']:.3g} {row['unit']}", peer, f"≤ {row['bar']:g}, {verdict}", hardware
+    return title, f"{row['ours']:.3g} {row['unit']}", peer, f"≤ {row['bar']:g}, {verdict}", told
 
 
 def readme(text: str, folder: Path) -> str:
@@ -184,7 +184,8 @@ def _spread(mean: float, deviation: float) -> str:
     return f"{mean:.4f} ± {deviation:.4f}"
 
 
-def _hardware(facts: Mapping[str, Any]) -> str:
+def hardware(facts: Mapping[str, Any]) -> str:
+    """ "1 x NVIDIA H100 80GB HBM3", or the cores of a processor: `facts` of run.json's devices and host."""
     if facts["devices"].endswith("cpu"):
         return f"{facts['cores']} cores of {facts['processor'].removesuffix(' Processor')}"
     return facts["devices"]

@@ -16,4 +16,6 @@ def _at_first_use(name: str):
     return module
 
 
-curves, images, maps, style, table = map(_at_first_use, ("curves", "images", "maps", "style", "table"))
+curves, images, maps, settings, style, table = map(
+    _at_first_use, ("curves", "images", "maps", "settings", "style", "table")
+)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lmlab.config import leaves
-from lmlab.figures import style
+from lmlab.figures import settings, style
 
 LOSSES = ("train/loss", "validation/loss")
 AXES = {"step": "updates", "tokens": "training tokens", "examples": "training examples", "seconds": "seconds"}
@@ -33,11 +34,13 @@ def loss(
     x: str = "step",
     label: Callable[[Run], str] | None = None,
     ylabel: str = "loss",
+    wide: bool = False,
 ) -> Figure:
     """The metrics of one run, or of runs grouped by `label`: the group's mean and a band of one deviation.
 
     Without `label`, runs that differ in nothing but their seed are a group, named by what they differ in.
-    A group is drawn at the steps that all its runs logged. Colours tell groups, line styles metrics.
+    A group is drawn at the steps that all its runs logged. Colours tell groups, line styles metrics. `wide`: as
+    wide as a page, the legend below, a logarithmic axis where the values span a decade.
     """
     if x not in AXES:
         raise ValueError(f"unknown x {x!r}; allowed: {', '.join(AXES)}")
@@ -50,7 +53,7 @@ def loss(
     label = label or differences(runs)
     for run in runs:
         groups.setdefault(label(run), []).append(tables[id(run)])
-    figure, axes = style.new()
+    figure, axes = style.new(width=style.PAGE, height=3.6) if wide else style.new()
     for g, (group, members) in enumerate(groups.items()):
         for m, metric in enumerate(metrics):
             drawn = [member for member in members if metric in member and member[metric].notna().any()]
@@ -58,7 +61,8 @@ def loss(
                 continue
             names = [group] * (len(groups) > 1) + [metric] * (len(metrics) > 1)
             color = style.COLORS[(g if len(groups) > 1 else m) % len(style.COLORS)]
-            line = style.LINES[(m if len(metrics) > 1 else g) % len(style.LINES)]
+            again = g // len(style.COLORS)  # a colour's second line has another style
+            line = style.LINES[(m if len(metrics) > 1 else g + again) % len(style.LINES)]
             _curve(axes, _together(drawn, metric, x, group), color, line, " ".join(names) or metric)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel(ylabel)
@@ -67,7 +71,11 @@ def loss(
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(groups) == 1 and len(runs) > 1:
         axes.set_title(f"{next(iter(groups))}, {len(runs)} runs".removeprefix(", "))
-    axes.legend()
+    if wide:
+        settings.place(axes.yaxis, [value for line in axes.lines for value in line.get_ydata()])
+        _legend_below(figure, axes)
+    else:
+        axes.legend()
     return figure
 
 
@@ -77,6 +85,15 @@ def differences(runs: Sequence[Run]) -> Callable[[Run], str]:
     names = sorted({name for config in flat.values() for name in config if name.split(".")[-1] != "seed"})
     told = [n for n in names if len({repr(config.get(n)) for config in flat.values()}) > 1]
     return lambda run: ", ".join(f"{n.split('.')[-1]} {flat[id(run)].get(n)}" for n in told)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, len(labels), int(130 / (10 + max(map(len, labels))))))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * rows)
+    with matplotlib.rc_context(style.STYLE):
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _logged(metrics: Sequence[str], tables) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def rows(images: Mapping[str, Num[Any, "N ..."]]) -> Figure:
     pixels = {name: _pixels(values) for name, values in images.items()}
     _, high, wide, _ = np.broadcast_shapes(*((1, *p.shape[1:3], 1) for p in pixels.values()))
     count = max(len(p) for p in pixels.values())
-    beside = 0.2 + 0.065 * max(map(len, pixels))  # inches for the names
+    beside = 0.2 + 0.08 * max(map(len, pixels))  # inches for the names
     width = min(style.PAGE, beside + max(2.0, 0.45 * count))
     height = (width - beside) * (len(pixels) * (high + GAP)) / (count * (wide + GAP))
     figure, axes = style.new(width=width, height=height)
@@ -54,9 +54,48 @@ def grid(images: Num[Any, "N ..."], columns: int | None = None) -> Figure:
     return figure
 
 
+def captioned(images: Num[Any, "N ..."], captions: Sequence[str], columns: int = 10) -> Figure:
+    """A grid with a line of text above each image."""
+    pixels = _pixels(images)
+    columns = min(columns, len(pixels))
+    lines = math.ceil(len(pixels) / columns)
+    figure, axes = style.new(lines, columns, width=min(style.PAGE, 0.7 * columns), height=0.85 * lines)
+    axes = np.ravel(axes)
+    for one, image, caption in zip(axes, pixels, captions, strict=False):
+        _place(one, image, 0, 0, caption)
+        one.set_title(caption, fontsize=style.SIZE - 1, pad=2)
+    for one in axes:
+        one.set_axis_off()
+    return figure
+
+
 def write_png(images: Num[Any, "N ..."], path: str | Path, columns: int | None = None) -> None:
     """The images pixel for pixel in a near-square grid on white, without a figure round them."""
-    pixels = _pixels(images)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sheet(_pixels(images), columns).save(path, format="PNG")
+
+
+def write_gif(frames: Num[Any, "F N ..."], path: str | Path, columns: int | None = None) -> None:
+    """The same grid at each moment, as an animation of four seconds that rests on its last frame; twice the size."""
+    sheets = [_sheet(_pixels(moment), columns) for moment in frames]
+    if not sheets:
+        raise ValueError("an animation wants a frame or more; received none")
+    sheets = [sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST) for sheet in sheets]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durations = [max(20, 4000 // len(sheets))] * (len(sheets) - 1) + [2000]
+    sheets[0].save(path, "GIF", save_all=True, append_images=sheets[1:], duration=durations, loop=0)
+
+
+def raster(points: Num[Any, "N 2"], bound: float, size: int = 96) -> np.ndarray:
+    """Points of the square [-bound, bound]^2 as an image in [0, 1], the second coordinate upwards."""
+    x, y = np.asarray(points).T
+    counts, _, _ = np.histogram2d(-y, x, bins=size, range=[(-bound, bound)] * 2)
+    return (1 - np.exp(-counts)).astype(np.float32)
+
+
+def _sheet(pixels: np.ndarray, columns: int | None) -> Image.Image:
     count, high, wide, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
@@ -65,9 +104,7 @@ def write_png(images: Num[Any, "N ..."], path: str | Path, columns: int | None =
         row, column = divmod(index, columns)
         top, left = row * (high + GAP), column * (wide + GAP)
         sheet[top : top + high, left : left + wide] = _bytes(image)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(path, format="PNG")
+    return Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
 
 
 def _pixels(images) -> np.ndarray:

@@ -40,13 +40,14 @@ class Dropout(nn.Module):
     def __call__(self, x: Float[Array, "..."], train: bool) -> Float[Array, "..."]:
         if not train or is_zero(self.rate):
             return x
-        kept = 1 - self.rate
-        return jnp.where(keep(self.make_rng("dropout"), kept, x.shape), x / kept, 0)
+        # Rounded alike for a number and an array of it, which the compiler would divide by in two ways.
+        kept = 1 - jnp.asarray(self.rate, x.dtype)
+        return jnp.where(keep(self.make_rng("dropout"), kept, x.shape), x * (1 / kept), 0)
 
 
 def keep(key: Key[Array, ""], probability: Rate, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """True with this probability (to 2^-24), by a hash: two rounds of 32-bit mixing, each with half of the key."""
-    first, second = jax.random.bits(key, (2,))
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
     number = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     word = mix(mix(number ^ first) + second)
     return (word >> 8).astype(jnp.float32) < probability * 2.0**24

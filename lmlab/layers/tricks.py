@@ -3,11 +3,12 @@
 turned_operand      x^T y of a backward pass in bfloat16 as a product that the CPU has a kernel for (linear.py)
 table_rows          a linear map of embeddings maps the table, not each embedding (linear.py)
 recurrent_gradient  dU of a recurrent layer as one product after the scan, not one a step (recurrent.py)
+kernel_gradient     dW of a convolution as a product for each of its places (convolution.py)
 
 They are on where JAX's default backend is a CPU and off elsewhere. `without` switches some off, as the
 environment variable LMLAB_WITHOUT does ("table_rows,turned_operand", or "all"); both are read while a
-function is traced. Gradients are the same but for rounding. recurrent_gradient has a reverse rule alone:
-forward mode (`jax.jvp`) through a recurrent layer wants `without("recurrent_gradient")`.
+function is traced. Gradients are the same but for rounding. recurrent_gradient and kernel_gradient have a reverse
+rule alone: forward mode (`jax.jvp`) through such a layer wants `without("recurrent_gradient")`.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 
 import jax
 
-NAMES = ("turned_operand", "table_rows", "recurrent_gradient")
+NAMES = ("turned_operand", "table_rows", "recurrent_gradient", "kernel_gradient")
 
 
 def _parse(names: str) -> frozenset[str]:

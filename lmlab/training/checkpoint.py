@@ -8,8 +8,10 @@ unfinished log interval).
 import contextlib
 import errno
 import functools
+import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +23,16 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policy
 
+from lmlab.training import hosts
 from lmlab.training.state import State
 
 WORST = 1e30
 """What stands for a metric that is NaN or was not measured: Orbax would take a NaN for the best."""
+
+
+STARTER = ThreadPoolExecutor(1)
+"""Where saves begin, those of several runs one after the other: Orbax numbers them by process, and two that begin
+at once would share a number and wait for each other's folders."""
 
 
 class DiskFull(OSError):
@@ -40,6 +48,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 1, best: str = "", read_only: bool = False):
         logging.set_verbosity(logging.ERROR)  # Orbax tells every file it writes
         self.folder, self.best = folder.absolute(), best
+
+        if not read_only:
+            _forget_damaged_metrics(self.folder)
 
         def value(metrics) -> float:
             return metrics.get(best, WORST)
@@ -63,7 +74,6 @@ class Checkpoints:
                 "loop": ocp.JsonCheckpointHandler(),
             },
         )
-        self.starter = ThreadPoolExecutor(1)
         self.started: Future | None = None
 
     @property
@@ -90,7 +100,7 @@ class Checkpoints:
         )
         start = functools.partial(self.manager.save, step, args=args, metrics=metrics, force=True)
         if local:
-            self.started = self.starter.submit(start)
+            self.started = STARTER.submit(start)
         else:  # arrays of a GPU are fetched in it, and hosts wait for each other
             with self._explained():
                 start()
@@ -132,6 +142,7 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:
+                _silence_closed_loops()
                 damaged.append((step, error))
                 continue
             for number, error in damaged:
@@ -158,8 +169,10 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         target = self.folder.parent / f"damaged-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        (self.folder / str(step)).rename(target)
+        if hosts.first():
+            shutil.rmtree(target, ignore_errors=True)
+            (self.folder / str(step)).rename(target)
+        hosts.meet(f"{step} set aside")
         self.manager.reload()
 
     def variables(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -173,6 +186,7 @@ class Checkpoints:
                     step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
                 )["variables"]
             except Exception as error:
+                _silence_closed_loops()
                 if number + 1 == len(steps):
                     raise RuntimeError(
                         f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}"
@@ -184,8 +198,28 @@ class Checkpoints:
 
     def close(self) -> None:
         self.wait()
-        self.starter.shutdown()
         self.manager.close()
+
+
+def _forget_damaged_metrics(folder: Path) -> None:
+    """Orbax reads the metrics of all checkpoints as it begins, and does without those that are not there."""
+    for path in folder.glob("*/metrics/metrics"):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            path.unlink(missing_ok=True)
+
+
+def _silence_closed_loops() -> None:
+    """What was being read beside the damage reports afterwards, from C++ and with a traceback each, that nobody
+    waits for it."""
+    usual = sys.unraisablehook
+
+    def hook(what):
+        if str(what.exc_value) != "Event loop is closed":
+            usual(what)
+
+    sys.unraisablehook = hook
 
 
 def _copy(leaf):

@@ -1,9 +1,8 @@
 """The loop: exactly N updates, and what happens between them."""
 
-import dataclasses
-import math
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,23 +14,16 @@ import numpy as np
 from lmlab.config import Clock
 from lmlab.experiment import Experiment, Mean
 from lmlab.sources import Resident
-from lmlab.training import parallel
+from lmlab.training import hosts, parallel
 from lmlab.training.checkpoint import Checkpoints
-from lmlab.training.metrics import Progress, Timer, Writers, peak_flops
-from lmlab.training.signals import Signals
+from lmlab.training.metrics import Progress, Timer, open_writers
+from lmlab.training.record import Evaluator, Interval, Record
+from lmlab.training.signals import Signals, Stopped
 from lmlab.training.state import State
 from lmlab.training.step import create, make_step
 
 DISPATCH_SECONDS = 0.25
 """How long one dispatch of several steps may take: what the progress bar and a signal wait for."""
-
-
-class NotFinite(ArithmeticError):
-    """The loss or its gradient became infinite or NaN."""
-
-
-class Stopped(Exception):
-    """A signal came and the state is saved. `args`: (signal number, step)."""
 
 
 class Keys(NamedTuple):
@@ -44,7 +36,7 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, config) -> "Keys":
-        return cls(*_keys(np.uint32(config.seed)))
+        return cls(*_keys(jnp.asarray(config.seed, jnp.uint32)))
 
 
 @jax.jit
@@ -60,7 +52,7 @@ class Trainer:
     What can be wrong with a configuration is found here, before a file is touched.
     """
 
-    def __init__(self, experiment: Experiment, config):
+    def __init__(self, experiment: Experiment, config, layout: parallel.Layout | None = None):
         self.experiment, self.config = experiment, config
         self.evaluations = {name: e for name, e in experiment.evaluations.items() if not e.held_out}
         best = config.checkpoint.best
@@ -74,52 +66,62 @@ class Trainer:
         self.keys = Keys.of(config)
         if experiment.fit is not None:
             return
-        self.layout = parallel.layout(**config.parallel)
+        self.layout = layout or parallel.layout(**config.parallel)
         self.layout.check(config.batch_size, config.accumulate)
-        optimizer = experiment.optimizer(self.clock)
-        example = self.layout.example(self.source)
+        self.example = self.layout.example(self.source)
+        self.trace()
 
-        def make():
-            batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example)
-            return create(experiment, optimizer, self.keys.init, batch, config.ema > 0)
-
-        def step(axis_name: str | None):
-            options = {"accumulate": config.accumulate, "ema": config.ema, "axis_name": axis_name}
-            return make_step(experiment, optimizer, self.keys.step, **options)
-
+    def trace(self) -> None:
+        """Traces how the state begins and what a step makes of it, for their shapes."""
+        make, step = self.parts(self.experiment, self.keys)
         # Under jit both are traced once, by whatever asks for their shapes first; inline: the same program.
         self.make = jax.jit(make, inline=True)
-        self.alone = jax.jit(step(None), inline=True)
-        self.step = self.alone if self.layout.axis_name is None else step(self.layout.axis_name)
-        if experiment.batch_fn is None:
-            self.metric_shapes = jax.eval_shape(self.alone, self.layout.abstract(self.make), example)[1]
+        self.step = self.alone = jax.jit(step, inline=True)
+        if self.layout.axis_name is not None:
+            _, self.step = self.parts(self.experiment, self.keys, self.layout.axis_name)
+        if self.experiment.batch_fn is None:
+            self.metric_shapes = jax.eval_shape(self.alone, self.layout.abstract(self.make), self.example)[1]
+
+    def parts(self, experiment: Experiment, keys: Keys, axis_name: str | None = None):
+        """(make, step) of an experiment of these sizes: `make() -> State`, `step(state, batch) -> (state, metrics)`."""
+        optimizer, config = experiment.optimizer(self.clock), self.config
+
+        def make():
+            batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.example)
+            return create(experiment, optimizer, keys.init, batch, config.ema > 0)
+
+        options = {"accumulate": config.accumulate, "ema": config.ema, "axis_name": axis_name}
+        return make, make_step(experiment, optimizer, keys.step, **options)
 
     def run(self, folder: Path, wandb: str = "", profile: bool = False) -> State:
         """Trains until `config.duration` updates are done, from the newest checkpoint in `folder` if there is one."""
-        config = self.config
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.checkpoint.best)
-        evaluate = Evaluator(self.evaluations, self.keys.evaluation, folder / "evaluations")
+        checkpoints = self.checkpoints(folder)
         if self.experiment.fit is not None:
-            return self._fit(checkpoints, evaluate, folder, wandb)
-        state, kept = self._begin(checkpoints)
+            return self._fit(checkpoints, folder, wandb)
+        state, kept = self.begin(checkpoints)
         done = int(self.layout.save(state).step)
-        writers = Writers(folder, done, wandb, config.to_dict())
-        progress = Progress(self.clock.total, done, self.unit)
-        if done >= self.clock.total:
-            progress.say(
-                f"already at step {done:,} of {self.clock.total:,}; for longer: --config.duration=..."
-            )
-        try:
-            trace = Trace(folder / "profile" if profile else None)
-            state = Loop(self, state, kept, checkpoints, evaluate, writers, progress, trace).run()
-            checkpoints.close()
-        except Exception:
-            checkpoints.wait()  # what is being saved stays of use
-            raise
-        finally:
-            progress.close()
-            writers.close()
+        trace = Trace(folder / "profile" if profile and hosts.first() else None)
+        record = Record(self, checkpoints, folder, done, wandb)
+        with contextlib.closing(Progress(self.clock.total, done, self.unit)) as progress, record:
+            if done >= self.clock.total:
+                progress.say(
+                    f"already at step {done:,} of {self.clock.total:,}; for longer: --config.duration=..."
+                )
+            state = Loop(self, state, done, kept, record, progress, trace).run()
         return self.layout.save(state)
+
+    def checkpoints(self, folder: Path) -> Checkpoints:
+        """Those of the run in `folder`, open."""
+        return Checkpoints(folder / "checkpoints", self.config.checkpoint.keep, self.config.checkpoint.best)
+
+    def evaluator(self, folder: Path) -> Evaluator:
+        """What runs the evaluations of the run in `folder`."""
+        return Evaluator(self.evaluations, self.keys.evaluation, folder / "evaluations")
+
+    @property
+    def total(self) -> int:
+        """How many steps the run has."""
+        return 1 if self.experiment.fit is not None else self.clock.total
 
     @property
     def unit(self) -> str:
@@ -130,7 +132,7 @@ class Trainer:
         if self.experiment.batch_fn is None:
             return raw
         key = jax.random.fold_in(self.keys.data, done)
-        return self.experiment.batch_fn(self.layout.save(state).variables, raw, key)
+        return self.experiment.batch_fn(self.layout.local(self.layout.save(state).variables), raw, key)
 
     def shapes_logged(self, state: State) -> dict[str, Mean]:
         """Shapes and types of what a step logs."""
@@ -139,29 +141,35 @@ class Trainer:
         batch = self.batch(self.source.example(), state, 0)
         return jax.eval_shape(self.alone, self.layout.save(state), batch)[1]
 
-    def _begin(self, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
+    def create(self) -> State:
+        """The state before the first step."""
+        return self.layout.create(self.make)
+
+    def begin(self, checkpoints: Checkpoints) -> tuple[State, dict[str, Any]]:
+        """The state to go on from, and what the checkpoint keeps of the loop ({}: a fresh start)."""
         restored = checkpoints.restore(self.layout.abstract(self.make))
         if restored:
             return self.layout.load(restored[0]), restored[1]
-        state = self.layout.create(self.make)
+        state = self.create()
         if self.experiment.init_from is not None:
             saved = self.layout.save(state)
-            start = self.experiment.init_from(saved.params)
-            params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), start, saved.params)
+            start = self.experiment.init_from(self.layout.local(saved.params))
+            put = jax.make_array_from_process_local_data
+            params = jax.tree.map(lambda new, old: put(old.sharding, new, old.shape), start, saved.params)
             ema = None if saved.ema is None else jax.tree.map(jnp.copy, params)
             state = self.layout.load(saved.replace(params=params, ema=ema))
         return state, {}
 
-    def _fit(self, checkpoints: Checkpoints, evaluate: "Evaluator", folder: Path, wandb: str) -> State:
+    def _fit(self, checkpoints: Checkpoints, folder: Path, wandb: str) -> State:
         """A closed form: one call, one checkpoint, evaluated like any other."""
         if checkpoints.steps:
             return State(1, checkpoints.variables()[1]["params"], {}, {})
         state = State(jnp.int32(1), self.experiment.fit(self.source, self.keys.init), {}, {})
-        scalars = evaluate(state.variables, 1)
-        writers = Writers(folder, 0, wandb, self.config.to_dict())
+        scalars = hosts.same(self.evaluator(folder)(state.variables, 1))
+        writers = open_writers(folder, 0, wandb, self.config.to_dict())
         writers.write({"step": 1, "examples": self.source.num_examples, "seconds": 0.0, **scalars})
         writers.close()
-        checkpoints.save(state, {}, scalars)
+        checkpoints.save(jax.device_get(state), {}, scalars)
         checkpoints.close()
         return state
 
@@ -176,19 +184,16 @@ class Loop:
         self,
         trainer: Trainer,
         state: State,
+        done: int,
         kept: dict[str, Any],
-        checkpoints: Checkpoints,
-        evaluate: "Evaluator",
-        writers: Writers,
+        record: Record | None,
         progress: Progress,
         trace: "Trace",
     ):
-        self.trainer, self.config, self.layout = trainer, trainer.config, trainer.layout
-        self.state, self.checkpoints, self.evaluate = state, checkpoints, evaluate
-        self.writers, self.progress, self.trace = writers, progress, trace
-        self.report = Report(trainer, checkpoints, writers, progress)
+        self.trainer, self.layout, self.state = trainer, trainer.layout, state
+        self.record, self.progress, self.trace = record, progress, trace
         clock, config = trainer.clock, trainer.config
-        self.done, self.total = int(self.layout.save(state).step), clock.total
+        self.done, self.total = done, clock.total
         self.every = {
             "log": clock.every(config.log_every, "log_every"),
             "evaluate": clock.every(config.evaluate_every, "evaluate_every"),
@@ -198,14 +203,18 @@ class Loop:
         if isinstance(trainer.source, Resident):
             self.data = self.layout.everywhere(trainer.source.data)
         else:
-            self.iterator = trainer.source.open(jax.process_index(), jax.process_count())
+            # What `batch_fn` makes is made whole by each process, and its devices take their part.
+            alone = trainer.experiment.batch_fn is not None
+            self.share = (0, 1) if alone else self.layout.share(trainer.config.batch_size)
+            self.iterator = trainer.source.open(*self.share)
             if kept.get("iterator"):
                 self.iterator.set_state(kept["iterator"])
         self.shapes = trainer.shapes_logged(state)
         self.sums = self.zeros(kept.get("sums", {}))
         self.since = self.done - int(kept.get("unlogged", 0))  # where the open log interval began
-        self.compiled, self.pending, self.chunk, self.best = None, None, 1, math.inf
-        self.timer = Timer(writers.seconds)
+        self.compiled, self.pending, self.chunk = None, None, 1
+        self.timer = Timer(0.0)
+        self.met = self.done, 0.0  # when several processes last asked each other
 
     def run(self) -> State:
         """All updates up to the last one, with what is due between them."""
@@ -213,16 +222,31 @@ class Loop:
             while self.done < self.total:
                 self.dispatch()
                 if self.due("log"):
-                    self.pending = (self.since, self.done, self.sums, self.timer.seconds)
+                    self.pending = self.interval()
                     self.sums, self.since = self.zeros(), self.done
-                if signals.received or self.due("evaluate") or self.due("save"):
-                    self.halt(signals.received)
+                received = signals.received if jax.process_count() == 1 else self.agree(signals.received)
+                if received or self.due("evaluate") or self.due("save"):
+                    self.halt(received)
         self.trace.stop()
         return self.state
 
     def due(self, event: str) -> bool:
         every = self.every[event]
         return self.done == self.total or (every > 0 and self.done % every == 0)
+
+    def agree(self, received: int) -> int:
+        """The signal at which all processes stop, if any was sent one: they ask each other when a chunk is done.
+
+        A chunk is as long for all, so that they stop at one step and dispatch as many at once.
+        """
+        if self.iterator is not None:
+            steps, seconds = self.done - self.met[0], self.timer.seconds - self.met[1]
+            if steps < self.chunk:
+                return 0
+            self.chunk = max(1, int(DISPATCH_SECONDS * steps / max(seconds, 1e-9)))
+        self.chunk, received = hosts.agree(self.chunk, received)
+        self.met = self.done, self.timer.seconds
+        return received
 
     def dispatch(self) -> None:
         """One call of the compiled step: one update of a stream, as many as fit of data on the device."""
@@ -231,7 +255,8 @@ class Loop:
             ahead = [every - self.done % every for every in self.every.values() if every]
             n = min(self.chunk, self.total - self.done, *ahead)
         else:
-            self.data = self.layout.place(self.trainer.batch(next(self.iterator), self.state, self.done))
+            batch = self.trainer.batch(next(self.iterator), self.state, self.done)
+            self.data = self.layout.place(batch, self.share[1])
         if self.compiled is None:
             self.timer.pause()
             self.compiled = self.compile()
@@ -242,6 +267,7 @@ class Loop:
         self.write()  # while the device works
         if self.iterator is None or self.layout.block:
             jax.block_until_ready(self.sums)
+        if self.iterator is None:
             self.chunk = max(1, int(DISPATCH_SECONDS * n / (time.perf_counter() - started)))
         self.done += n
         self.progress.advance(n)
@@ -250,132 +276,48 @@ class Loop:
         run = self.layout.compile(self.trainer.step, self.trainer.source, self.trainer.make)
         return run.lower(self.state, self.sums, self.data, np.int32(1)).compile()
 
-    def zeros(self, sums: Mapping[str, Sequence[float]] = MappingProxyType({})) -> dict[str, Mean]:
-        """What a log interval begins with: zeros, or the sums of one that a checkpoint cut."""
+    def zeros(self, sums: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Mean]:
+        """What a log interval begins with: zeros, or the sums (pairs, by name) of one that a checkpoint cut."""
         begun = {name: Mean(*sums.get(name, (0.0, 0.0))) for name in self.shapes}
         return self.layout.everywhere(
-            jax.tree.map(lambda value, leaf: np.asarray(value, leaf.dtype), begun, self.shapes)
+            jax.tree.map(lambda value, leaf: np.full(leaf.shape, value, leaf.dtype), begun, self.shapes)
         )
+
+    def interval(self) -> Interval:
+        """The open one, its sums still on the device."""
+        return Interval(self.since, self.done, self.sums, self.timer.seconds)
 
     def write(self) -> None:
         """The row of the interval that ended last, if it is not written yet."""
-        if self.pending:
-            self.report(*self.pending)
-            self.pending = None
+        pending, self.pending = self.pending, None
+        if pending:
+            self.log(pending._replace(sums=self.layout.fetch(pending.sums)))
+
+    def log(self, interval: Interval) -> None:
+        self.progress.show(self.record.log(interval))
 
     def halt(self, received: int) -> None:
         """Evaluates and saves as is due, outside of the time that counts as training; ends on a signal."""
         self.timer.pause()
         self.write()
-        scalars = {}
-        if self.due("evaluate") and self.trainer.evaluations:  # also when stopped: it would not come again
-            scalars = self.scores()
-        value = scalars.get(self.config.checkpoint.best, math.inf)
-        if self.due("save") or received or value < self.best:
-            self.save(scalars)
-        self.best = min(self.best, value)
+        interval = self.interval()
+        # Evaluated also when stopped: it would not come again.
+        self.settle(
+            interval._replace(sums=self.layout.fetch(self.sums)),
+            evaluate=self.due("evaluate"),
+            save=self.due("save") or received > 0,
+        )
         if received:
-            self.checkpoints.close()
             raise Stopped(received, self.done)
         self.timer.go_on()
 
-    def scores(self) -> dict[str, float]:
-        """The scalars of all evaluations, written and told."""
-        best = self.config.checkpoint.best
-        scalars = self.evaluate(self.layout.save(self.state).variables, self.done)
-        if best and best not in scalars:
-            raise ValueError(f"checkpoint.best: received {best!r}; allowed: {', '.join(scalars)}")
-        self.writers.write(self.report.position(self.done, self.timer.seconds) | scalars)
-        told = ", ".join(f"{key} {value:.4f}" for key, value in scalars.items())
-        self.progress.say(f"step {self.done:,}: {told}")
-        return scalars
-
-    def save(self, scalars: dict[str, float]) -> None:
-        """A checkpoint, once what led to it is known to be finite."""
-        sums = self.layout.fetch(self.sums)
-        if self.done > self.since:
-            check_finite(sums, self.since, self.done, self.checkpoints)
-        if not self.layout.is_finite(self.state):  # the last update made them; its metrics came before it
-            raise not_finite("parameters", self.since, self.done, self.checkpoints)
-        kept = {
-            "sums": {name: [float(mean.total), float(mean.count)] for name, mean in sums.items()},
-            "unlogged": self.done - self.since,
-            "iterator": self.iterator.get_state() if self.iterator is not None else {},
-        }
-        self.checkpoints.save(self.layout.save(self.state), kept, scalars)
-
-
-class Report:
-    """Turns the sums of a log interval into a row for the writers and the bar."""
-
-    def __init__(self, trainer: Trainer, checkpoints: Checkpoints, writers: Writers, progress: Progress):
-        self.trainer, self.checkpoints, self.writers, self.progress = trainer, checkpoints, writers, progress
-        self.seconds = writers.seconds
-        flops = trainer.experiment.flops
-        device = trainer.layout.devices[0].device_kind
-        peak = peak_flops(device, trainer.config.precision) * trainer.layout.num_devices
-        params = jax.tree.leaves(trainer.layout.shapes(trainer.make).params)
-        self.mfu_per_speed = flops(sum(leaf.size for leaf in params)) / peak if flops else math.nan
-
-    def position(self, step: int, seconds: float) -> dict[str, float]:
-        examples = step * self.trainer.config.batch_size
-        row = {
-            "step": step,
-            "epoch": round(step / self.trainer.source.steps_per_epoch, 4),
-            "examples": examples,
-        }
-        if self.trainer.experiment.tokens:
-            row["tokens"] = examples * self.trainer.experiment.tokens
-        return {**row, "seconds": round(seconds, 4)}
-
-    def __call__(self, since: int, until: int, sums, seconds: float) -> None:
-        values = check_finite(self.trainer.layout.fetch(sums), since, until, self.checkpoints)
-        row = self.position(until, seconds) | {f"train/{name}": value for name, value in values.items()}
-        speed = (until - since) * self.trainer.config.batch_size / max(seconds - self.seconds, 1e-9)
-        self.seconds = seconds
-        row[f"speed/{self.trainer.unit}_per_second"] = round(speed * (self.trainer.experiment.tokens or 1), 1)
-        if math.isfinite(self.mfu_per_speed):
-            row["speed/mfu"] = round(speed * self.mfu_per_speed, 4)
-        self.writers.write(row)
-        self.progress.show(row)
-
-
-def check_finite(sums: dict[str, Mean], since: int, until: int, checkpoints: Checkpoints) -> dict[str, float]:
-    """The means; a NotFinite that names the steps if one of them is infinite or NaN."""
-    values = {name: float(mean.total) / (float(mean.count) or 1.0) for name, mean in sums.items()}
-    broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        raise not_finite(", ".join(broken), since, until, checkpoints)
-    return values
-
-
-def not_finite(what: str, since: int, until: int, checkpoints: Checkpoints) -> NotFinite:
-    checkpoints.wait()
-    last = checkpoints.steps[-1:]
-    kept = f"the last good checkpoint is that of step {last[0]}" if last else "there is no checkpoint yet"
-    return NotFinite(f"not finite within steps {min(since + 1, until)} to {until}: {what}; {kept}")
-
-
-@dataclasses.dataclass
-class Evaluator:
-    """Runs evaluations; keeps their arrays in evaluations/<step>/<name>.npz."""
-
-    evaluations: dict[str, Any]
-    key: Any
-    folder: Path
-
-    def __call__(self, variables, step: int) -> dict[str, float]:
-        scalars = {}
-        for name, evaluation in self.evaluations.items():
-            values, arrays = evaluation(variables, jax.random.fold_in(self.key, step))
-            scalars |= {f"{name}/{key}": float(value) for key, value in values.items()}
-            if arrays and jax.process_index() == 0:
-                path = self.folder / str(step)
-                path.mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(
-                    path / f"{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()}
-                )
-        return scalars
+    def settle(self, interval: Interval, evaluate: bool, save: bool) -> None:
+        iterator = self.iterator.get_state() if self.iterator is not None else None
+        state = self.layout.save(self.state)
+        scalars = self.record.settle(state, interval, evaluate, save, iterator)
+        if scalars:
+            told = ", ".join(f"{key} {value:.4f}" for key, value in scalars.items())
+            self.progress.say(f"step {self.done:,}: {told}")
 
 
 class Trace:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lmlab.training import hosts
+
 PEAK_FLOPS = {  # dense, of one chip, from the makers' data sheets
     "H100": {"bf16": 989e12, "tf32": 494e12, "float32": 67e12},
     "H200": {"bf16": 989e12, "tf32": 494e12, "float32": 67e12},
@@ -90,13 +92,31 @@ class Writers:
             self.wandb.finish()
 
 
+class Silence:
+    """The writers of every process but the first."""
+
+    seconds = 0.0
+
+    def write(self, row: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_writers(
+    folder: Path, step: int, wandb: str = "", config: Mapping | None = None
+) -> Writers | Silence:
+    """Those of a run, of whose processes the first one writes."""
+    return Writers(folder, step, wandb, config) if hosts.first() else Silence()
+
+
 class Progress:
     """A bar with loss, speed, time left and MFU on a terminal; on anything else, a line an evaluation."""
 
     def __init__(self, total: int, step: int, unit: str = "examples"):
-        self.bar = tqdm(
-            total=total, initial=step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
-        )
+        hidden = not sys.stderr.isatty() or not hosts.first()
+        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
         self.unit = unit
 
     def advance(self, steps: int) -> None:

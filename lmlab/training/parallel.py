@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmlab import compiled, cpu
 from lmlab.config import PRECISIONS
@@ -49,7 +49,7 @@ class Layout:
     """Places state and batches on devices and compiles the step for them. See `layout`."""
 
     mode: str
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
 
     @property
     def num_devices(self) -> int:
@@ -136,7 +136,7 @@ class Layout:
         if self.mode != "pmap":
             return saved
         carry = saved.collections.get(CARRY)
-        state = flax.jax_utils.replicate(saved, self.mesh.local_devices)
+        state = flax.jax_utils.replicate(saved, self.devices)
         if carry is None:
             return state
         n = self.num_devices
@@ -176,20 +176,43 @@ class Layout:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind(leaf.dtype), sharding=sharding), batch
         )
 
-    def place(self, batch) -> Any:
-        """A batch of this process on its devices: split along the first axis."""
+    def share(self, batch_size: int) -> tuple[int, int]:
+        """(i, n): this process reads the i-th of n equal parts of each batch, those rows that its devices hold.
+
+        (0, 1), the whole, where the batch is not split over processes or not in such parts.
+        """
+        held = self.batch_sharding.addressable_devices_indices_map((batch_size,)).values()
+        parts = sorted({index.indices(batch_size)[:2] for (index,) in held})
+        first, rows = parts[0][0], sum(stop - start for start, stop in parts)
+        whole = parts[-1][1] - first != rows or first % rows or batch_size % rows
+        return (0, 1) if whole else (first // rows, batch_size // rows)
+
+    def place(self, batch, shards: int = 1) -> Any:
+        """A batch on its devices, split along the first axis, from the part that this process read of `shards`."""
         if self.mode == "pmap":
-            n = len(self.mesh.local_devices)
+            n = self.num_devices
             return jax.tree.map(lambda leaf: leaf.reshape(n, leaf.shape[0] // n, *leaf.shape[1:]), batch)
         return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.batch_sharding, leaf), batch
+            lambda leaf: jax.make_array_from_process_local_data(
+                self.batch_sharding, leaf, (leaf.shape[0] * shards, *leaf.shape[1:])
+            ),
+            batch,
         )
 
     def everywhere(self, data) -> Any:
         """Arrays given whole to every device."""
         if self.mode == "pmap":
-            return flax.jax_utils.replicate(data, self.mesh.local_devices)
-        return jax.device_put(data, self.replicated)
+            return flax.jax_utils.replicate(data, self.devices)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.replicated, leaf, leaf.shape), data
+        )
+
+    def local(self, tree) -> Any:
+        """Arrays as this process can use them alone: gathered whole, where they lie with several processes."""
+        if jax.process_count() == 1:
+            return tree
+        whole = jax.jit(_same, out_shardings=self.replicated)(tree)
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
     def fetch(self, sums) -> Any:
         """Small replicated arrays, on the host."""
@@ -227,6 +250,11 @@ class Layout:
         return jax.jit(run, donate_argnums=(0, 1), out_shardings=(self.shardings(make), self.replicated))
 
 
+def _same(tree):
+    """Has a name of its own so that it is compiled once."""
+    return tree
+
+
 @jax.jit
 def _all_finite(tree):
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
@@ -251,6 +279,11 @@ def layout(mode: str, data: int, fsdp: int, tensor: int, devices=None) -> Layout
         raise ValueError(f"parallel {sizes} asks for {known} devices; there are {len(devices)}")
     else:
         devices = devices[:known]
+    if jax.process_count() > 1 and (mode == "pmap" or len(devices) < jax.device_count()):
+        raise ValueError(
+            f"parallel: received mode {mode!r} on {len(devices)} devices; allowed with {jax.process_count()}"
+            f" processes: 'jit' on all of their {jax.device_count()} devices"
+        )
     mesh = jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices
     )

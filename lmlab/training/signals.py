@@ -4,6 +4,10 @@ import signal
 import threading
 
 
+class Stopped(Exception):
+    """A signal came and the state is saved. `args`: (signal number, step)."""
+
+
 class Signals:
     """Remembers a SIGTERM or a first Ctrl-C instead of dying of it; a second Ctrl-C interrupts at once."""
 

@@ -229,6 +229,48 @@ def test_resident_gives_every_image_once_an_epoch_in_zero_to_one():
     np.testing.assert_allclose(image[:, 0, 0], label * 10 / 255, rtol=1e-6)
 
 
+def test_bits_are_drawn_once_with_the_probability_of_their_grey():
+    grey = np.tile(np.array([0, 64, 128, 255], np.uint8), (20000, 1, 1))
+    data = {"image": grey, "label": np.zeros(20000, np.int32)}
+    bits = images.binarized(data, 3, 0)
+    assert bits["image"].dtype == np.uint8 and set(np.unique(bits["image"])) == {0, 255}
+    chance = (bits["image"][:, 0] == 255).mean(0)
+    assert chance[0] == 0 and chance[3] == 1
+    np.testing.assert_allclose(chance[1:3], np.array([64, 128]) / 255, atol=4 * 0.5 / 20000**0.5)
+    np.testing.assert_array_equal(images.binarized(data, 3, 0)["image"], bits["image"])
+    for other in ((4, 0), (3, 1)):
+        assert (images.binarized(data, *other)["image"] != bits["image"]).any()
+    assert bits["label"] is data["label"]
+
+
+def test_noise_is_added_once_and_cut():
+    data = {"image": np.full((200, 10, 10), 128, np.uint8), "label": np.zeros(200, np.int32)}
+    noisy = images.with_noise(data, 0.4, 7)
+    assert noisy["noisy"].dtype == np.uint8 and noisy["image"] is data["image"]
+    inside = (noisy["noisy"] > 0) & (noisy["noisy"] < 255)
+    assert abs(inside.mean() - 0.79) < 0.02 and abs(noisy["noisy"].mean() - 128) < 2
+    np.testing.assert_array_equal(images.with_noise(data, 0.4, 7)["noisy"], noisy["noisy"])
+    batch = images.resident(noisy, 8, 0).example()
+    assert batch["noisy"].dtype == np.float32 and 0 <= float(batch["noisy"].min()) < 0.1
+    np.testing.assert_allclose(batch["image"], 128 / 255, rtol=1e-6)
+
+
+def test_half_the_size_keeps_the_mean():
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 6), np.uint8)
+    half = images.halved({"image": image, "label": np.zeros(3)})["image"]
+    assert half.shape == (3, 2, 3) and half.dtype == np.uint8
+    assert half[1, 1, 2] == round(float(image[1, 2:4, 4:6].mean()))
+    assert abs(half.mean() - image.mean()) < 0.5
+
+
+def test_labels_of_samples():
+    assert images.labels_in_turn(-1, 12).tolist() == [*range(10), 0, 1]
+    assert images.labels_in_turn(3, 2).tolist() == [3, 3]
+    for label in (10, -2):
+        with pytest.raises(ValueError, match=f"label must be from 0 to 9.*received {label}"):
+            images.labels_in_turn(label, 2)
+
+
 def test_show_images():
     shown = images.show_images(images.resident(images.digits("test"), 9, 0).example())
     assert (

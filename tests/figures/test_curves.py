@@ -99,3 +99,18 @@ def test_mistakes_are_one_line():
 
 def test_a_run_without_validation_is_drawn():
     assert list(series(curves.loss(run(validation=(np.nan,) * 3)))) == ["train/loss"]
+
+
+def test_many_groups_on_a_page_are_told_apart():
+    figure = curves.loss([run(rate=rate) for rate in range(1, 15)], metrics=("train/loss",), wide=True)
+    lines = figure.axes[0].lines
+    assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == 14
+    below = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert below == [f"learning_rate {rate}" for rate in range(1, 15)] and figure.axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.31, "linear"), (0.3, "log"), (0.0, "linear")])
+def test_on_a_page_a_decade_is_logarithmic(last, scale):
+    figure = curves.loss(run(loss=(3.0, 1.0, last)), metrics=("train/loss",), wide=True)
+    assert figure.axes[0].get_yscale() == scale
+    assert curves.loss(run(loss=(3.0, 1.0, last))).axes[0].get_yscale() == "linear"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmlab.layers.dropout import keep, mix
+from lmlab.layers.dropout import Dropout, keep, mix
 
 N = 1 << 20
 
@@ -58,3 +58,22 @@ def test_mix_is_a_bijection_that_spreads_each_bit():
         changed = np.asarray(mix(words) ^ mix(words ^ jnp.uint32(1 << bit)))
         flips = np.array([(changed >> b & 1).mean() for b in range(32)])
         assert flips.min() > 0.4 and flips.max() < 0.6
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.37, 1 / 3])
+def test_a_number_and_an_array_of_it_are_the_same_rate(rate):
+    """To the last bit, under jit and vmap as well: a run of a sweep is that run alone."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1000)), jnp.float32)
+
+    def dropped(rate):
+        return Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+
+    plain = jax.jit(lambda: dropped(rate))()
+    np.testing.assert_array_equal(jax.jit(dropped)(jnp.asarray(rate)), plain)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(dropped))(jnp.asarray([0.5, rate]))[1], plain)
+
+
+def test_the_mask_is_the_same_in_float64():
+    plain = mask(0)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(mask(0), plain)

@@ -152,7 +152,7 @@ def test_switches(monkeypatch):
     with tricks.without("table_rows"):
         assert not tricks.uses("table_rows") and tricks.uses("turned_operand")
     monkeypatch.setenv("LMLAB_WITHOUT", "turned_operand, table_rows")
-    assert [name for name in tricks.NAMES if tricks.uses(name)] == ["recurrent_gradient"]
+    assert [name for name in tricks.NAMES if tricks.uses(name)] == ["recurrent_gradient", "kernel_gradient"]
     with tricks.without():  # says which are off, whatever the environment says
         assert tricks.uses("table_rows")
     monkeypatch.setenv("LMLAB_WITHOUT", "all")

@@ -14,7 +14,8 @@ import pytest
 from lmlab.experiment import Mean
 from lmlab.training import loop
 from lmlab.training.checkpoint import Checkpoints
-from lmlab.training.loop import NotFinite, Stopped, Trainer
+from lmlab.training.loop import Stopped, Trainer
+from lmlab.training.record import NotFinite
 from tests.training import toys
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lmlab.training import loop, metrics
+from lmlab.training import metrics, record
 from lmlab.training.loop import Trainer
 from tests.training import toys
 
@@ -32,7 +32,7 @@ def test_rows_cut_short_by_a_crash_are_left_out(tmp_path):
 
 
 def test_mfu_is_the_models_flops_over_the_peak(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda kind, precision: 1e9)
+    monkeypatch.setattr(record, "peak_flops", lambda kind, precision: 1e9)
     config = toys.config()
     experiment = dataclasses.replace(toys.regression(config), flops=lambda count: 6.0 * count)
     Trainer(experiment, config).run(tmp_path)

@@ -1,0 +1,203 @@
+"""What a run survives: killed, stopped, damaged, robbed of its disk and data, it ends as if it had not been.
+
+Ten minutes on two cores. The processes are a user's: compiled programs are kept as usual; a kill may fall into that.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.test_experiments import rows, saved
+from tests.training.test_checkpoint import damage, unawaited  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+SURVIVOR = ROOT / "tests" / "papers" / "survivor.py"
+KILLS = 20
+
+
+def same(folder: Path, other: Path) -> None:
+    """Two runs ended alike: step, parameters, state of the optimizer and rows, bitwise."""
+    (step, state), (expected_step, expected) = saved(folder), saved(other)
+    assert step == expected_step
+    named = jax.tree_util.tree_leaves_with_path(expected)
+    for (name, leaf), found in zip(named, jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(found, leaf, err_msg=jax.tree_util.keystr(name))
+    assert rows(folder) == rows(other)
+
+
+@pytest.fixture
+def points(tmp_path):
+    """A file that survivor.py learns from."""
+    path = tmp_path / "points.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(64, 20)).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A user's, but for TensorBoard's writer: it takes PyTorch along where it is installed, for seconds."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "torch.py").write_text("raise ImportError")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    path = f"{tmp_path / 'path'}{os.pathsep}{ROOT}"
+    return {**kept, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+class Victim:
+    """`lmlab` under way, or not, with arguments that are always the same. seconds: what it takes to begin."""
+
+    def __init__(self, folder: Path, argv: list[str], environment: dict[str, str], seconds: float = 0.0):
+        self.folder, self.seconds = folder, seconds
+        self.argv = [sys.executable, "-m", "lmlab", *argv, f"--workdir={folder}"]
+        self.environment = environment
+        self.random = np.random.default_rng(0)
+
+    def start(self) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.argv, cwd=ROOT, env=self.environment, **pipes)
+
+    def end(self, process: subprocess.Popen) -> tuple[int, str, str]:
+        """(exit code, what it said, what it complained of but for warnings)."""
+        out, err = process.communicate()
+        complaints = [line for line in err.splitlines(keepends=True) if "warning" not in line.lower()]
+        return process.returncode, out, "".join(complaints)
+
+    @property
+    def newest(self) -> int:
+        """The sum of the newest checkpoints in it: of one run, or of all of a sweep."""
+        made = {}
+        for path in self.folder.rglob("checkpoints/*"):
+            if path.name.isdigit():
+                made[path.parent] = max(made.get(path.parent, 0), int(path.name))
+        return sum(made.values())
+
+    def after_a_save(self) -> subprocess.Popen:
+        """Started, and some moment after it has saved."""
+        before, process = self.newest, self.start()
+        while self.newest <= before and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(self.random.uniform(0, 0.3))
+        return process
+
+    # -- what befalls it -----------------------------------------------------------------------------
+
+    def killed(self) -> None:
+        """At a random moment; every third time before it has begun: in imports, set-up, compiling, restoring."""
+        if self.random.random() < 1 / 3:
+            process = self.start()
+            time.sleep(self.random.uniform(0, self.seconds))
+        else:
+            process = self.after_a_save()
+        process.kill()
+        assert self.end(process)[0] == -signal.SIGKILL, "it ended before it was killed"
+
+    def stopped(self) -> None:
+        process = self.after_a_save()
+        process.terminate()
+        code, out, err = self.end(process)
+        assert (code, err) == (75, "") and f"stopped by SIGTERM after step {self.newest}; saved" in out
+
+    def truncated(self) -> None:
+        damage(self.folder / "checkpoints" / str(self.newest))
+
+    def filled(self, disk: Path) -> None:
+        """Its disk is full while it trains."""
+        process = self.after_a_save()
+        fill(disk / "filler")
+        self.refused(process, (1, 2), "room", "space")
+        (disk / "filler").unlink()
+
+    def begun_without(self, data: Path) -> None:
+        """Its data are gone when it begins."""
+        data.rename(data.with_suffix(".away"))
+        self.refused(self.start(), (2,), str(data))
+        data.with_suffix(".away").rename(data)
+
+    def robbed_of(self, data: Path) -> None:
+        """Its data go while it trains."""
+        process = self.after_a_save()
+        data.rename(data.with_suffix(".away"))
+        self.refused(process, (2,), str(data))
+        data.with_suffix(".away").rename(data)
+
+    def refused(self, process: subprocess.Popen, codes: tuple[int, ...], *words: str) -> None:
+        """It ends with one line that has one of the words."""
+        code, _, err = self.end(process)
+        assert code in codes and err.count("\n") == 1 and any(word in err for word in words), (code, err)
+
+
+def fill(path: Path) -> None:
+    """A file as large as the disk has room for."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+
+
+@pytest.fixture(params=["resident", "stream"])
+def straight(request, tmp_path, points, environment):
+    """A run that nothing befalls."""
+    argv = ["train", f"--config={SURVIVOR}:{request.param}", f"--config.data.path={points}"]
+    run = Victim(tmp_path / "straight", argv, environment)
+    began, process = time.monotonic(), run.start()
+    while not run.newest and process.poll() is None:
+        time.sleep(0.02)
+    run.seconds = time.monotonic() - began
+    assert run.end(process)[0] == 0
+    return run
+
+
+def another(straight: Victim, folder: Path) -> Victim:
+    return Victim(folder, straight.argv[3:-1], straight.environment, straight.seconds)
+
+
+def finish(run: Victim, straight: Victim) -> None:
+    code, out, _ = run.end(run.start())
+    assert code == 0, out
+    same(run.folder, straight.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_survives(straight, tmp_path, points):
+    run = another(straight, tmp_path / "run")
+    events = [run.killed] * KILLS + [run.stopped, lambda: run.begun_without(points)]
+    if "stream" in straight.argv[4]:  # the other has read all
+        events.append(lambda: run.robbed_of(points))
+    run.random.shuffle(events)
+    events.insert(len(events) // 2, run.truncated)
+    for event in events:
+        event()
+    finish(run, straight)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of eight megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_survives_a_full_disk(straight, small_disk):
+    run = another(straight, small_disk / "run")
+    for _ in range(4):
+        run.filled(small_disk)
+    finish(run, straight)
