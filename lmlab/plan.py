@@ -37,9 +37,10 @@ BATCH_FN = "The batches are made while training: what a step keeps and computes 
 NOTES = """~ estimated. Activations: what the gradient of one microbatch keeps by jax.vjp, traced on a CPU: before XLA
 fuses, whole on each device of the tensor axis, with what fused kernels of a GPU would not keep. Made again: the
 largest part under jax.checkpoint. The gradient lies like its parameters; the total has all of these at once.
-Not counted: XLA's scratch, parameters gathered from the fsdp axis, evaluations.
+Not counted: XLA's scratch, what it gathers over fsdp and tensor, evaluations.
 Time: FLOPs (the formula's, where there is one) / (peak x MFU {mfu:g} x devices), the input and evaluations aside.
-Fewest: how many of a card hold the total, all along {axis}. Peaks and memories are the makers' (1 GB = 10^9 B)."""
+Fewest: how many of a card hold the total, all along {axis}, activations in proportion to a device's examples.
+Peaks and memories are the makers' (1 GB = 10^9 B)."""
 
 
 def main(argv: list[str]) -> int:
@@ -112,7 +113,7 @@ class Plan:
         self.layout = abstract(**{axis: max(1, config.parallel[axis]) for axis in AXES})
         self.trainer = Trainer(experiment, config, self.layout)
         self.state = self.layout.abstract(self.trainer.make)
-        self.example = self.layout.example(self.trainer.source)
+        self.example = self.trainer.example
         self.modules: dict[str, str] = {}
         self.updates = [] if experiment.batch_fn else self._updates(self.examples(self.layout))
         self.memory = self.measure(self.layout)

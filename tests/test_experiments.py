@@ -30,6 +30,17 @@ from lmlab.training.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
+LONG = (
+    "classifier",
+    "diffusion",
+    "gan",
+    "generative_vs_discriminative",
+    "memorization",
+    "pixels",
+    "segmentation",
+    "vqvae",
+)
+"""Networks of images, whose demos compile and train for minutes: `make test-all`."""
 TIERS = ("demo", "cpu")
 SMALL = {
     "duration": "20 steps",
@@ -67,7 +78,15 @@ command, killed, straight = sys.argv[1:-2], *sys.argv[-2:]
 sys.exit(main([*command, "--workdir=" + killed]) or main([*command, "--workdir=" + straight]))
 """
 
-each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+def param(path: Path, *more: str):
+    """A case of a file, slow where that is LONG."""
+    name = "-".join([path.stem, *more])
+    return pytest.param(path, *more, id=name, marks=[pytest.mark.slow] if path.stem in LONG else [])
+
+
+EACH = [param(path) for path in FILES]
+each = pytest.mark.parametrize("path", EACH)
 
 
 def load(path: Path) -> types.ModuleType:
@@ -170,7 +189,7 @@ def test_sweep_and_targets_name_what_there_is(path):
 # -- the demo, killed and resumed --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=EACH)
 def demo(request, tmp_path_factory):
     """(folder of the run killed and resumed, folder of the straight run, checkpoints when it was killed)."""
     path, folder = request.param, tmp_path_factory.mktemp(request.param.stem)
@@ -309,8 +328,7 @@ def test_compare(demo, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "variant"),
-    [(path, variant) for path in FILES for variant in variants(path)],
-    ids=lambda value: value.stem if isinstance(value, Path) else value,
+    [param(path, variant) for path in FILES for variant in variants(path)],
 )
 def test_a_variant_trains(path, variant, tmp_path):
     """Two steps in this process: the loss is finite and a parameter moves.

@@ -10,7 +10,7 @@ from lmlab.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README.replace("\\\n", ""), re.DOTALL)
 
 
 def test_the_experiment_in_the_page_trains_evaluates_and_draws(tmp_path, monkeypatch, capsys):

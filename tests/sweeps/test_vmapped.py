@@ -24,7 +24,7 @@ from lmlab.training import loop
 from lmlab.training.checkpoint import Checkpoints
 from lmlab.training.record import NotFinite
 from lmlab.training.signals import Stopped
-from tests.test_experiments import FILES, small
+from tests.test_experiments import EACH, small
 from tests.training import test_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -338,7 +338,7 @@ def varied(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EACH)
 def test_every_experiment_is_the_same_in_a_program(path, tmp_path):
     two = varied(path)
     try:
