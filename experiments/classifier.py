@@ -12,11 +12,11 @@ Fashion-MNIST's README, 2 convolutions with pooling 91.6 %, an MLP 256-128-100 8
 Trained on train[:55000], watched on train[55000:], read on the test images by `lmlab evaluate` alone; the
 last epoch counts. An ablation of batch normalization, shortcuts and initialization on 20 layers of 100:
 
-    for norm in "" ,normalize; do for skip in "" ,residual; do for init in "" ,glorot ,small; do
+    for net in deep deep_batchnorm deep_residual deep_both; do for init in "" ,glorot ,small; do
       for seed in 0 1 2; do
-        lmlab train --config=experiments/classifier.py:deep$norm$skip$init,cpu --config.seed=$seed \\
-            --workdir=runs/ablation/deep$norm$skip$init/$seed
-    done; done; done; done
+        lmlab train --config=experiments/classifier.py:$net$init,cpu --config.seed=$seed \\
+            --workdir=runs/ablation/$net$init/$seed
+    done; done; done
     lmlab figures --workdir=runs/ablation
 
 demo: seconds. cpu: half a minute (mlp) to six minutes on two cores. default: more epochs of the same.
@@ -43,12 +43,13 @@ VARIANTS = {
     "mlp_batchnorm": "the same with batch normalization",
     "cnn": "two convolutions of 32 and 64, a hidden layer of 256: the default",
     "resnet_small": "8 layers, widths 16, 32, 64, batch normalization and shortcuts",
-    "deep": "20 hidden layers of 100, for the ablation; to be combined with the next four",
-    "normalize": "with batch normalization",
-    "residual": "with shortcuts",
+    "resnet_plain": "the same without shortcuts",
+    "deep": "20 hidden layers of 100, for the ablation",
+    "deep_batchnorm": "the same with batch normalization",
+    "deep_residual": "the same with shortcuts",
+    "deep_both": "the same with both",
     "glorot": "Glorot's initialization in place of He's",
     "small": "kernels from N(0, 0.01^2) in place of He's initialization",
-    "plain": "without the residual network's shortcuts",
 }
 NETWORKS = {"mlp": MLP, "cnn": CNN, "resnet": ResNet}
 FLAX = "Flax, MNIST example, 10 epochs"
@@ -79,34 +80,35 @@ def get_config(variant=""):
         data={"name": "mnist", "tfds_dir": ""},
         optimizer={"learning_rate": 2e-3, "schedule": "cosine", "warmup": "5 %", "weight_decay": 1e-3},
     )
-    if {"mlp", "mlp_batchnorm", "deep"} & set(parts):
+    deep = next((part for part in parts if part.startswith("deep")), "")
+    if deep or {"mlp", "mlp_batchnorm"} & set(parts):
         config.network = "mlp"
         del config.model.hidden
-        config.model.update(features=(256, 128, 100), residual="residual" in parts, dropout=0.2)
-        config.model.normalize = bool({"mlp_batchnorm", "normalize"} & set(parts))
-    if "deep" in parts:
+        config.model.update(
+            features=(256, 128, 100), normalize="mlp_batchnorm" in parts, residual=False, dropout=0.2
+        )
+    if deep:
         config.model.update(features=(100,) * 20, dropout=0.0)
+        config.model.update(normalize=deep in ("deep_batchnorm", "deep_both"))
+        config.model.update(residual=deep in ("deep_residual", "deep_both"))
         config.optimizer.weight_decay = 0.0
-    if "resnet_small" in parts:
+    if {"resnet_small", "resnet_plain"} & set(parts):
         config.network = "resnet"
         del config.model.hidden
-        config.model.update(
-            features=(16, 32, 64), blocks=1, normalize=True, residual="plain" not in parts, dropout=0.0
-        )
+        config.model.update(features=(16, 32, 64), blocks=1, normalize=True, dropout=0.0)
+        config.model.residual = "resnet_plain" not in parts
     for name in ("glorot", "small"):
         if name in parts:
             config.model.initializer = name
     if "fashion" in parts:
         config.data.name = "fashion_mnist"
     if "cpu" in parts:
-        config.duration = (
-            "3 epochs" if "deep" in parts else "20 epochs" if config.network == "mlp" else "6 epochs"
-        )
+        config.duration = "3 epochs" if deep else "20 epochs" if config.network == "mlp" else "6 epochs"
     if "demo" in parts:
         config.update(duration="30 epochs", batch_size=32)
         config.data.name = "digits"
         small = {"mlp": (64, 32), "cnn": (16, 32), "resnet": (8, 16)}[config.network]
-        config.model.features = (32,) * 10 if "deep" in parts else small
+        config.model.features = (32,) * 10 if deep else small
         if config.network == "cnn":
             config.model.update(hidden=64, dropout=0.2)
     return config

@@ -42,8 +42,8 @@ VARIANTS = {
     "cpu": "what two cores train in 10 minutes",
     "points1d": "three Gaussians on a line",
     "points2d": "a spiral",
-    "ring": "with points2d: eight Gaussians on a circle",
-    "moons": "with points2d: two half circles",
+    "ring": "eight Gaussians on a circle",
+    "moons": "two half circles",
     "mnist": "MNIST by class: the default",
     "fashion": "Fashion-MNIST by class",
     "x0": "the network predicts the data in place of the noise",
@@ -86,9 +86,9 @@ def get_config(variant=""):
         config.model.update(width=128, features=(32, 64), blocks=1, patch=2, dropout=0.0)
     if "demo" in parts:
         config.update(duration="50 epochs", batch_size=64, ema=0.99, evaluate_every="20 %")
-        config.model.update(width=64, features=(16, 32), blocks=1, attention=2, patch=1, dropout=0.0)
+        config.model.update(width=64, features=(16, 32), blocks=1, attention=0, patch=1, dropout=0.0)
         config.data.name = "digits"
-    if "points1d" in parts or "points2d" in parts:
+    if {"points1d", "points2d", "ring", "moons"} & set(parts):
         config.update(duration="10000 steps", batch_size=256, ema=0.999, classes=False)
         config.model = {"width": 64, "features": 128, "num_layers": 3}
         config.process.update(num_steps=200, first=5e-4, last=0.1)

@@ -307,7 +307,10 @@ class Fleet(Loop):
         scalars = self.each(settle)
         if any(scalars):
             values = {key: [each[key] for each in scalars] for key in scalars[0]}
-            told = [f"{key} {min(each):.4f} to {max(each):.4f}" for key, each in values.items()]
+            ends = {
+                key: dict.fromkeys(f"{end(each):.4f}" for end in (min, max)) for key, each in values.items()
+            }
+            told = [f"{key} {' to '.join(each)}" for key, each in ends.items()]
             self.progress.say(f"step {self.done:,}, runs: {len(scalars)}: {', '.join(told)}")
 
     def each(self, act: Callable[[int], Any]) -> list[Any]:

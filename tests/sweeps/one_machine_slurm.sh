@@ -27,7 +27,7 @@ stop() {
   scancel --full --user=root 2>/dev/null || true
   for daemon in slurmd-* slurmctld munged; do
     for pid in "$folder"/$daemon.pid; do
-      [ -s "$pid" ] && kill "$(cat "$pid")" 2>/dev/null && tail --pid="$(cat "$pid")" -f /dev/null
+      [ -s "$pid" ] && kill "$(cat "$pid")" && timeout 10 tail --pid="$(cat "$pid")" -f /dev/null || true
     done
   done
   rm -rf "$folder"
