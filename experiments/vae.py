@@ -161,12 +161,12 @@ class Pictures:
         self.model, self.likelihood, self.data = task.model, likelihood, likelihood.data
 
     def __call__(self, variables, key):
-        test = {name: array[:2000] for name, array in self.data().items()}
+        test = {name: jnp.asarray(array[:2000]) for name, array in self.data().items()}
         label = test["label"] if self.model.num_classes else None
         latent, _ = self.model.apply({"params": variables["params"]}, test["image"], label, method="encode")
         way = jnp.linspace(0, 1, 10)[None, :, None]
         between = ((1 - way) * latent[0:12:2, None] + way * latent[1:12:2, None]).reshape(60, -1)
-        kinds = None if label is None else np.repeat(label[0:12:2], 10)
+        kinds = None if label is None else jnp.repeat(label[0:12:2], 10)
         first = None if label is None else label[:10]
         return self.likelihood(variables, key)[0], {
             "original": test["image"][:10],

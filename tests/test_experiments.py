@@ -38,6 +38,7 @@ LONG = (
     "memorization",
     "pixels",
     "segmentation",
+    "vae",
     "vqvae",
 )
 """Networks of images, whose demos compile and train for minutes: `make test-all`."""
