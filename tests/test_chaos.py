@@ -87,15 +87,31 @@ class Victim:
         time.sleep(self.random.uniform(0, 0.3))
         return process
 
+    def undisturbed(self) -> None:
+        """To its end; notes the seconds to its first checkpoint."""
+        began, process = time.monotonic(), self.start()
+        while not self.newest and process.poll() is None:
+            time.sleep(0.02)
+        self.seconds = time.monotonic() - began
+        code, out, err = self.end(process)
+        assert (code, err) == (0, ""), (out, err)
+
     # -- what befalls it -----------------------------------------------------------------------------
 
-    def killed(self) -> None:
-        """At a random moment; every third time before it has begun: in imports, set-up, compiling, restoring."""
+    def killed(self, below: bool = False) -> None:
+        """At a random moment; every third time before it has begun: in imports, set-up, compiling, restoring.
+
+        below: one of its processes is killed a moment before.
+        """
         if self.random.random() < 1 / 3:
             process = self.start()
             time.sleep(self.random.uniform(0, self.seconds))
         else:
             process = self.after_a_save()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if below and children:
+            os.kill(int(self.random.choice(children)), signal.SIGKILL)
+            time.sleep(self.random.uniform(0, 1))
         process.kill()
         assert self.end(process)[0] == -signal.SIGKILL, "it ended before it was killed"
 
@@ -150,11 +166,7 @@ def straight(request, tmp_path, points, environment):
     """A run that nothing befalls."""
     argv = ["train", f"--config={SURVIVOR}:{request.param}", f"--config.data.path={points}"]
     run = Victim(tmp_path / "straight", argv, environment)
-    began, process = time.monotonic(), run.start()
-    while not run.newest and process.poll() is None:
-        time.sleep(0.02)
-    run.seconds = time.monotonic() - began
-    assert run.end(process)[0] == 0
+    run.undisturbed()
     return run
 
 
@@ -201,3 +213,23 @@ def test_a_run_survives_a_full_disk(straight, small_disk):
     for _ in range(4):
         run.filled(small_disk)
     finish(run, straight)
+
+
+# -- sweeps -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_survives(tmp_path, points, environment):
+    """Its launcher is killed over and over, and now and then a run first."""
+    axes = ["--grid=variant=resident,stream", "--seeds=2", "--jobs=2", "--retry_failed"]
+    argv = ["sweep", f"--config={SURVIVOR}", f"--config.data.path={points}", *axes]
+    straight = Victim(tmp_path / "straight", argv, environment)
+    straight.undisturbed()
+    sweep = Victim(tmp_path / "sweep", argv, environment, straight.seconds)
+    for number in range(KILLS // 2):
+        sweep.killed(below=number % 4 == 3)
+    code, out, _ = sweep.end(sweep.start())
+    assert code == 0 and "4 runs: 4 done" in out
+    for cell in read(sweep.folder)["cells"]:
+        same(sweep.folder / cell.name, straight.folder / cell.name)

@@ -55,9 +55,8 @@ class Job:
 
     def join(self) -> None:
         """Meets the other processes; to be called before anything else of JAX."""
-        ctypes.CDLL(None).signal(
-            signal.SIGABRT, ctypes.CDLL(None)._exit
-        )  # no core dump: abort() exits with GONE
+        libc = ctypes.CDLL(None)
+        libc.signal(signal.SIGABRT, libc._exit)  # abort() is given as exit code what it would send: GONE
         filter_output(self)
         import jax
 
@@ -71,6 +70,9 @@ class Job:
             shutdown_timeout_seconds=self.timeout,
             **(where if self.coordinator else {"cluster_detection_method": "slurm"}),
         )
+        # Under Slurm JAX gives each task one device; a task that is alone on its node takes all of them.
+        if not self.coordinator and re.fullmatch(r"1(\(x\d+\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"]):
+            jax.config.update("jax_cuda_visible_devices", "all")
         if self.process_id:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
 

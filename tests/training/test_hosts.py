@@ -19,6 +19,7 @@ import lmlab
 from lmlab.__main__ import main
 from lmlab.training import hosts
 from lmlab.training.hosts import Job
+from tests.sweeps.test_slurm import real
 
 ROOT = Path(__file__).parents[2]
 POINTS = ROOT / "tests" / "papers" / "points.py"
@@ -206,6 +207,30 @@ def test_what_one_alone_finds_wrong_ends_both(tmp_path):
     assert [process.returncode for process in both.processes] == [2, hosts.GONE]
     assert [len(lines) for lines in said] == [1, 1]
     assert "is being trained by another process" in said[0][0] and "process 0 is gone" in said[1][0]
+
+
+@SLOW
+def test_a_damaged_checkpoint_is_stepped_over_by_both(tmp_path):
+    alone(tmp_path / "run", "stream64", duration="6 steps")
+    for path in (tmp_path / "run/checkpoints/6").rglob("d/*"):
+        path.write_bytes(b"")
+    said = pair(tmp_path / "run", "--config.duration=8 steps", double=True)
+    assert "warning: checkpoint 6 is damaged" in said[0][0] and (tmp_path / "run/damaged-6").is_dir()
+    alone(tmp_path / "one", "stream64", duration="8 steps")
+    close(tmp_path / "one", tmp_path / "run", 1e-9)
+
+
+@real
+def test_a_step_of_slurm_needs_no_flags(tmp_path):
+    """Two tasks on the two nodes of the Slurm of this machine alone."""
+    command = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "lmlab", "train"]
+    command += [f"--config={POINTS}:stream", f"--workdir={tmp_path / 'two'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("done: ") == 1, done
+    assert lmlab.load(tmp_path / "two").record["devices"] == "2 x cpu"
+    alone(tmp_path / "one", "stream")
+    close(tmp_path / "one", tmp_path / "two", 1e-6)
 
 
 # -- flags, Slurm, the filter --------------------------------------------------------------------------------
