@@ -161,7 +161,8 @@ class Job:
         """Stops the run, which saves; the job to submit in place of this one."""
         from submitit.helpers import DelayedSubmission
 
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-            self.child.signal(signal.SIGTERM)
-            os.waitid(os.P_PID, self.child.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` is under way below
+        if self.child:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                self.child.signal(signal.SIGTERM)
+                os.waitid(os.P_PID, self.child.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` waits for it too
         return DelayedSubmission(Job(self.workdir, self.cell))

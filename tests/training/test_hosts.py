@@ -204,7 +204,7 @@ def test_what_one_alone_finds_wrong_ends_both(tmp_path):
     alone(tmp_path / "run", "stream")
     with lmlab.run.locked(tmp_path / "run"), Pair(tmp_path / "run", "--config.duration=6 steps") as both:
         said = [process.communicate()[1].splitlines() for process in both.processes]
-    assert [process.returncode for process in both.processes] == [2, hosts.GONE]
+    assert [process.returncode for process in both.processes] == [2, hosts.GONE], said
     assert [len(lines) for lines in said] == [1, 1]
     assert "is being trained by another process" in said[0][0] and "process 0 is gone" in said[1][0]
 
