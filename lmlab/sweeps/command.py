@@ -128,7 +128,8 @@ def carry_out(workdir: Path, record: dict, cells: list[Cell], retry_failed: bool
             print(f"stopped by {signal.Signals(number).name}: {counts(workdir, cells)}")
             print(f"to go on: lmlab sweep --workdir={workdir}")
             return 130 if number == signal.SIGINT else 75
-    return summary(workdir, cells)
+    code = summary(workdir, cells)
+    return 0 if code == 75 and record["launcher"] == "slurm" else code  # what was cut is in the queue
 
 
 def launcher(name: str) -> ModuleType:

@@ -164,5 +164,7 @@ class Job:
         if self.child:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
                 self.child.signal(signal.SIGTERM)
-                os.waitid(os.P_PID, self.child.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` waits for it too
+                os.waitid(
+                    os.P_PID, self.child.process.pid, os.WEXITED | os.WNOWAIT
+                )  # `wait` waits for it too
         return DelayedSubmission(Job(self.workdir, self.cell))
