@@ -59,6 +59,7 @@ def get_config(variant=""):
             "context": 256,
             "dropout": 0.2,
             "bias": False,
+            "remat": False,  # True: activations are computed twice and not kept
         },
         data={"path": "text/tinyshakespeare.txt"},
         optimizer={

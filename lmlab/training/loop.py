@@ -91,7 +91,8 @@ class Trainer:
             return create(experiment, optimizer, keys.init, batch, config.ema > 0)
 
         options = {"accumulate": config.accumulate, "ema": config.ema, "axis_name": axis_name}
-        return make, make_step(experiment, optimizer, keys.step, **options)
+        step = make_step(experiment, optimizer, keys.step, **options)
+        return make, self.layout.spread(step, config.batch_size // config.accumulate)
 
     def run(self, folder: Path, wandb: str = "", profile: bool = False) -> State:
         """Trains until `config.duration` updates are done, from the newest checkpoint in `folder` if there is one."""
@@ -102,12 +103,14 @@ class Trainer:
         done = int(self.layout.save(state).step)
         trace = Trace(folder / "profile" if profile and hosts.first() else None)
         record = Record(self, checkpoints, folder, done, wandb)
-        with contextlib.closing(Progress(self.clock.total, done, self.unit)) as progress, record:
+        progress = Progress(self.clock.total, done, self.unit)
+        # Signals are watched for until all is on the disk, not in the loop alone: a save may take minutes.
+        with Signals() as signals, contextlib.closing(progress), record:
             if done >= self.clock.total:
                 progress.say(
                     f"already at step {done:,} of {self.clock.total:,}; for longer: --config.duration=..."
                 )
-            state = Loop(self, state, done, kept, record, progress, trace).run()
+            state = Loop(self, state, done, kept, record, progress, trace).run(signals)
         return self.layout.save(state)
 
     def checkpoints(self, folder: Path) -> Checkpoints:
@@ -216,17 +219,16 @@ class Loop:
         self.timer = Timer(0.0)
         self.met = self.done, 0.0  # when several processes last asked each other
 
-    def run(self) -> State:
+    def run(self, signals: Signals) -> State:
         """All updates up to the last one, with what is due between them."""
-        with Signals() as signals:
-            while self.done < self.total:
-                self.dispatch()
-                if self.due("log"):
-                    self.pending = self.interval()
-                    self.sums, self.since = self.zeros(), self.done
-                received = signals.received if jax.process_count() == 1 else self.agree(signals.received)
-                if received or self.due("evaluate") or self.due("save"):
-                    self.halt(received)
+        while self.done < self.total:
+            self.dispatch()
+            if self.due("log"):
+                self.pending = self.interval()
+                self.sums, self.since = self.zeros(), self.done
+            received = signals.received if jax.process_count() == 1 else self.agree(signals.received)
+            if received or self.due("evaluate") or self.due("save"):
+                self.halt(received)
         self.trace.stop()
         return self.state
 

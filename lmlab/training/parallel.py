@@ -222,6 +222,30 @@ class Layout:
         """Whether every parameter is a number."""
         return bool(_all_finite(state.params))
 
+    def spread(self, step: Callable, rows: int) -> Callable:
+        """The step, in which each Flax module's output for a microbatch of `rows` examples lies as the batch does.
+
+        Where fsdp splits parameters along the batch's devices, XLA would else gather the activations of the
+        whole batch on each device rather than the parameters.
+        """
+        if self.mode == "pmap" or self.mesh.shape["fsdp"] == 1:
+            return step
+
+        def constrain(leaf):
+            if jnp.ndim(leaf) < 2 or leaf.shape[0] != rows:
+                return leaf
+            spec = PartitionSpec(BATCH, *[PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1))
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
+
+        def constrained(call, args, kwargs, _):
+            return jax.tree.map(constrain, call(*args, **kwargs))
+
+        def spread(state, batch):
+            with nn.intercept_methods(constrained):
+                return step(state, batch)
+
+        return spread
+
     def compile(self, step, source: Source, make: Callable[[], State]):
         """`run(state, totals, data, n) -> (state, totals)`: n steps in one dispatch, metrics added to totals.
 

@@ -1,15 +1,21 @@
 """Eight virtual devices against one: the mesh, pmap, accumulation and FSDP are one computation."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from lmlab import config as configs
+from lmlab.experiment import Assets
 from lmlab.training import parallel
 from lmlab.training.loop import Trainer
 from tests.training import toys
 
+ROOT = Path(__file__).parents[2]
 LAYOUTS = {
     "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
@@ -123,3 +129,21 @@ def test_precision_is_what_the_config_says():
             jax.make_jaxpr(jnp.dot)(x, x)
         )
     parallel.prepare("float32")
+
+
+def test_fsdp_gathers_parameters_and_no_activations():
+    leaves = {
+        "batch_size": 16,
+        "model.num_layers": 1,
+        "model.context": 24,
+        "parallel.fsdp": 8,
+        "parallel.data": 1,
+    }
+    config, module = configs.load(f"{ROOT}/experiments/gpt_char.py:demo", leaves)
+    trainer = Trainer(module.build(config, Assets()), config)
+    placed = trainer.layout.abstract(trainer.make), trainer.example
+    kept = trainer.layout.shardings(trainer.make), trainer.layout.replicated
+    program = jax.jit(trainer.step, out_shardings=kept).lower(*placed).compile().as_text()
+    gathered = re.findall(r"= f32\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", program)
+    parameters = {tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(placed[0].params)}
+    assert gathered and {tuple(sorted(map(int, shape.split(",")))) for shape in gathered} <= parameters
