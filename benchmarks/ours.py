@@ -15,8 +15,12 @@ from lmlab.decoding import sampling as decoding
 from lmlab.experiment import Experiment
 from lmlab.layers.linear import matmul
 from lmlab.models.autoencoder import Autoencoder
+from lmlab.models.classifier import CNN, Classifier, Classify
+from lmlab.models.diffusion import Denoiser, Diffusion, Process
 from lmlab.models.gpt import GPT
 from lmlab.models.recurrent_lm import RecurrentLM
+from lmlab.models.unet import UNet
+from lmlab.models.vae import VAE, VariationalBound
 from lmlab.tasks import NextToken, Reconstruct
 from lmlab.training import optimizer, parallel
 from lmlab.training.loop import Trainer
@@ -60,12 +64,49 @@ def recurrent(*, context, batch_size, precision="float32", **sizes):
     return training(NextToken(RecurrentLM(VOCAB, **sizes)), source, precision, batch_size, clip=1.0)
 
 
-def autoencoder(*, num_examples, batch_size, precision="float32", **sizes):
+def pictures(task, *, num_examples, batch_size, precision="float32"):
+    """(run of steps, facts, steps an epoch) of training on images of 28 x 28."""
     pixels = np.random.default_rng(0).integers(0, 256, (num_examples, 28, 28)).astype(np.uint8)
-    source = images.resident({"image": pixels, "label": np.zeros(num_examples, np.int32)}, batch_size, 0)
-    task = Reconstruct(Autoencoder(**sizes))
-    run, facts = training(task, source, precision, batch_size)
-    return lambda epochs: run(epochs * source.steps_per_epoch), facts
+    labels = np.arange(num_examples, dtype=np.int32) % 10
+    source = images.resident({"image": pixels, "label": labels}, batch_size, 0)
+    return *training(task, source, precision, batch_size), source.steps_per_epoch
+
+
+def autoencoder(*, features, code, **sizes):
+    run, facts, epoch = pictures(Reconstruct(Autoencoder(features=features, code=code)), **sizes)
+    return lambda epochs: run(epochs * epoch), facts
+
+
+def vae(*, latent, hidden, **sizes):
+    run, facts, epoch = pictures(VariationalBound(VAE(latent=latent, hidden=tuple(hidden))), **sizes)
+    return lambda epochs: run(epochs * epoch), facts
+
+
+def cnn(**sizes):
+    return pictures(Classify(Classifier(CNN())), num_examples=10_000, **sizes)[:2]
+
+
+def diffusion(features) -> Diffusion:
+    return Diffusion(Denoiser(UNet(1, tuple(features)), 1000), Process())
+
+
+def unet(*, features, **sizes):
+    return pictures(diffusion(features), num_examples=10_000, **sizes)[:2]
+
+
+def ddim(*, features, batch_size, num_steps, precision="float32"):
+    parallel.prepare(precision)
+    task, shape = diffusion(features), (batch_size, 28, 28)
+    variables = nn.unbox(
+        jax.jit(task.model.init)(jax.random.key(0), jnp.zeros(shape), jnp.ones(batch_size, jnp.int32))
+    )
+
+    def run(calls: int) -> None:
+        for number in range(calls):
+            drawn = task.draw(variables, jax.random.key(number), shape, num_steps, 0.0, bound=1.0)
+            jax.block_until_ready(drawn)
+
+    return run, {}
 
 
 def sampling(*, num_tokens, batch_size, precision="float32", **sizes):

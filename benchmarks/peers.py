@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 
 import torch
 from torch import nn
@@ -130,27 +131,159 @@ def recurrent(*, batch_size, context, precision="float32", compiled=False, **siz
     return language_model(Recurrent(**sizes), context, batch_size, precision, compiled)
 
 
-def autoencoder(*, features, code, num_examples, batch_size, precision="float32", compiled=False):
-    widths = (784, *features, code, *reversed(features), 784)
+def shuffled(num_examples, batch_size):
+    """(pixels in [0, 1], labels) of a batch, epoch after epoch."""
+    pixels = torch.randint(0, 256, (num_examples, 28, 28), dtype=torch.uint8)
+    labels = torch.arange(num_examples) % 10
+    while True:
+        order = torch.randperm(num_examples)[: num_examples // batch_size * batch_size]
+        for rows in order.split(batch_size):
+            yield pixels[rows].float() / 255, labels[rows]
+
+
+def perceptron(*widths):
     layers = []
-    for narrow, wide in itertools.pairwise(widths):
-        layers += [nn.Linear(narrow, wide), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1])
+    for inward, outward in itertools.pairwise(widths):
+        layers += [nn.Linear(inward, outward), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def autoencoder(*, features, code, num_examples, batch_size, precision="float32", compiled=False):
+    model = perceptron(784, *features, code, *reversed(features), 784)
     module = torch.compile(model) if compiled else model
-    pixels = torch.randint(0, 256, (num_examples, 784), dtype=torch.uint8)
 
-    def batches():
-        while True:
-            for rows in torch.randperm(num_examples)[: num_examples // batch_size * batch_size].split(
-                batch_size
-            ):
-                yield pixels[rows].float() / 255
-
-    def loss(image):
+    def loss(batch):
+        image = batch[0].flatten(1)
         return F.binary_cross_entropy_with_logits(module(image), image)
 
-    run, facts = training(loss, model.parameters(), batches(), precision, weight_decay=0.0)
+    batches = shuffled(num_examples, batch_size)
+    run, facts = training(loss, model.parameters(), batches, precision, weight_decay=0.0)
     return lambda epochs: run(epochs * (num_examples // batch_size)), facts
+
+
+class VAE(nn.Module):
+    def __init__(self, latent, hidden):
+        super().__init__()
+        self.encoder = perceptron(784, *hidden, 2 * latent)
+        self.decoder = perceptron(latent, *reversed(hidden), 784)
+
+    def forward(self, image):
+        mean, log_variance = self.encoder(image).chunk(2, dim=1)
+        z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
+        distortion = F.binary_cross_entropy_with_logits(self.decoder(z), image, reduction="sum")
+        return (distortion + kl) / len(image)
+
+
+def vae(*, latent, hidden, num_examples, batch_size, precision="float32", compiled=False):
+    model = VAE(latent, hidden)
+    module = torch.compile(model) if compiled else model
+    batches = shuffled(num_examples, batch_size)
+    loss = lambda batch: module(batch[0].flatten(1))  # noqa: E731
+    run, facts = training(loss, model.parameters(), batches, precision, weight_decay=0.0)
+    return lambda epochs: run(epochs * (num_examples // batch_size)), facts
+
+
+def cnn(*, batch_size, precision="float32", compiled=False):
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    ).to(memory_format=torch.channels_last)
+    module = torch.compile(model) if compiled else model
+
+    def loss(batch):
+        image = batch[0][:, None].contiguous(memory_format=torch.channels_last)
+        return F.cross_entropy(module(image), batch[1])
+
+    return training(loss, model.parameters(), shuffled(10_000, batch_size), precision)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inward, outward, width):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(channels // 8, channels) for channels in (inward, outward))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, outward, 3, padding=1) for channels in (inward, outward)
+        )
+        self.condition = nn.Linear(width, 2 * outward)
+        self.shortcut = nn.Conv2d(inward, outward, 1) if inward != outward else nn.Identity()
+
+    def forward(self, x, condition):
+        scale, shift = self.condition(F.silu(condition))[:, :, None, None].chunk(2, dim=1)
+        h = self.norms[1](self.convs[0](F.silu(self.norms[0](x))))
+        return self.shortcut(x) + self.convs[1](F.silu(h * (1 + scale) + shift))
+
+
+class UNet(nn.Module):
+    """Of two resolutions, one block at each, given the step."""
+
+    def __init__(self, features, width=128):
+        super().__init__()
+        wide, deep = features
+        self.embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2))
+        self.register_buffer("frequencies", frequencies)
+        self.first, self.last = nn.Conv2d(1, wide, 3, padding=1), nn.Conv2d(wide, 1, 3, padding=1)
+        self.down, self.up = nn.Conv2d(wide, deep, 3, 2, padding=1), nn.Conv2d(deep, wide, 3, padding=1)
+        sizes = ((wide, wide), (deep, deep), (deep, deep), (2 * deep, deep), (2 * wide, wide))
+        self.blocks = nn.ModuleList(ResidualBlock(*size, width) for size in sizes)
+        self.norm = nn.GroupNorm(wide // 8, wide)
+
+    def forward(self, x, t):
+        angles = t[:, None] * self.frequencies
+        condition = self.embed(torch.cat([angles.sin(), angles.cos()], dim=1))
+        high = self.blocks[0](self.first(x), condition)
+        low = self.blocks[1](self.down(high), condition)
+        y = self.blocks[2](low, condition)
+        y = self.blocks[3](torch.cat([y, low], dim=1), condition)
+        y = self.up(F.interpolate(y, scale_factor=2))
+        y = self.blocks[4](torch.cat([y, high], dim=1), condition)
+        return self.last(F.silu(self.norm(y)))
+
+
+def signal():
+    """The product of 1 - beta up to each of 1,000 steps of the linear schedule, from 1."""
+    return torch.cat([torch.ones(1), torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)])
+
+
+def unet(*, features, batch_size, precision="float32", compiled=False):
+    model, a = UNet(features).to(memory_format=torch.channels_last), signal()
+    module = torch.compile(model) if compiled else model
+
+    def loss(batch):
+        x0 = (2 * batch[0] - 1)[:, None].contiguous(memory_format=torch.channels_last)
+        t, noise = torch.randint(1, 1001, (len(x0),)), torch.randn_like(x0)
+        part = a[t][:, None, None, None]
+        return F.mse_loss(module(part.sqrt() * x0 + (1 - part).sqrt() * noise, t), noise)
+
+    return training(loss, model.parameters(), shuffled(10_000, batch_size), precision)
+
+
+def ddim(*, features, batch_size, num_steps, precision="float32", compiled=False):
+    model, a = UNet(features).to(memory_format=torch.channels_last).eval(), signal()
+    module = torch.compile(model) if compiled else model
+    steps = torch.linspace(1000, 0, num_steps + 1).round().long().tolist()
+
+    @torch.inference_mode()
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            x = torch.randn(batch_size, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+            for t, s in itertools.pairwise(steps):
+                with cast(precision):
+                    noise = module(x, torch.full((batch_size,), t)).float()
+                x0 = ((x - (1 - a[t]).sqrt() * noise) / a[t].sqrt()).clamp(-1, 1)
+                noise = (x - a[t].sqrt() * x0) / (1 - a[t]).sqrt()
+                x = a[s].sqrt() * x0 + (1 - a[s]).sqrt() * noise
+
+    return run, {}
 
 
 def sampling(*, num_tokens, batch_size, num_layers, num_heads, d_model):

@@ -60,10 +60,19 @@ def training(title, builder, sizes, bar, stretch=None, bf16=None) -> Workload:
     return Workload(builder, sizes, arms, tuple(rows))
 
 
+def spread(workload: Workload) -> Workload:
+    """With ours on two devices of the CPU as well: XLA's convolutions use one core of a device."""
+    two = Arm("lmlab, two devices", "ours", environment={"JAX_NUM_CPU_DEVICES": "2"})
+    (row,) = workload.rows
+    rows = dataclasses.replace(row, ours=two.name), dataclasses.replace(row, title=f"{row.title}, one device")
+    return dataclasses.replace(workload, arms=(two, *workload.arms), rows=rows)
+
+
 SMALL = {"num_layers": 4, "num_heads": 4, "d_model": 128, "context": 64, "batch_size": 12}
 LARGE = {"num_layers": 6, "num_heads": 6, "d_model": 384, "context": 256, "batch_size": 8}
 RECURRENT = {"d_model": 256, "batch_size": 32, "context": 64}
 DECODING = {"num_layers": 6, "num_heads": 6, "d_model": 384, "num_tokens": 256}
+UNET = {"features": (32, 64)}
 WORKLOADS = {
     "gpt_small": training("GPT 4/4/128, context 64, batch 12", "gpt", SMALL, 1.0, 1.25, (1.5, 1.8)),
     "gpt": training("GPT 6/6/384, context 256, batch 8", "gpt", LARGE, 1.0, 1.15, (1.0, 1.15)),
@@ -80,6 +89,21 @@ WORKLOADS = {
             3.0,
         ),
         unit="epoch",
+    ),
+    "vae": dataclasses.replace(
+        training(
+            "VAE 784-500-20, epoch of 50,000 at batch 128",
+            "vae",
+            {"latent": 20, "hidden": (500,), "num_examples": 50_000, "batch_size": 128},
+            2.2,
+        ),
+        unit="epoch",
+    ),
+    "cnn": spread(training("CNN of two convolutions, 28 x 28, batch 128", "cnn", {"batch_size": 128}, 1.0)),
+    "unet": spread(training("U-Net 32/64, 28 x 28, batch 64", "unet", {**UNET, "batch_size": 64}, 1.0, 1.15)),
+    "ddim": dataclasses.replace(
+        training("64 images by DDIM of 50 steps", "ddim", {**UNET, "batch_size": 64, "num_steps": 50}, 1.5),
+        unit="call",
     ),
     "sampling": Workload(
         "sampling",

@@ -30,7 +30,7 @@ from lmlab import config as configs
 from lmlab.data import images as data
 from lmlab.evaluation.likelihood import Likelihood
 from lmlab.experiment import Experiment, Target
-from lmlab.figures import curves, images, style
+from lmlab.figures import curves, images, settings, style
 from lmlab.models.classifier import CNN, MLP, Classifier, Classify, ResNet
 from lmlab.training import optimizer
 
@@ -108,7 +108,7 @@ def get_config(variant=""):
         config.update(duration="30 epochs", batch_size=32)
         config.data.name = "digits"
         small = {"mlp": (64, 32), "cnn": (16, 32), "resnet": (8, 16)}[config.network]
-        config.model.features = (32,) * 10 if deep else small
+        config.model.features = (32,) * 5 if deep else small
         if config.network == "cnn":
             config.model.update(hidden=64, dropout=0.2)
     return config
@@ -163,9 +163,11 @@ def figures(runs):
             names = [f"{label} as {guess}" for label, guess in zip(kept["label"], kept["guess"], strict=True)]
             drawn["mistakes"] = images.captioned(kept["image"], names)
         return drawn
+    options = {"label": lambda run: run.variant or "cnn", "ylabel": "training loss, nats", "wide": True}
+    drawn = {"loss": curves.loss(runs, ("train/loss",), **options)}
     if all(run.config.network == "mlp" for run in runs):
-        return {"ablation": ablation(runs)}
-    return {"loss": curves.loss(runs)}
+        drawn["ablation"] = ablation(runs)
+    return drawn
 
 
 def confusion(counts):
@@ -179,25 +181,18 @@ def confusion(counts):
 
 
 def ablation(runs):
-    """Validation accuracy, mean and deviation over seeds, by initialization and what is added to the layers."""
-    groups = {}
+    """Validation accuracy after the last epoch, by what is added to the layers and by initialization."""
+    names = {
+        (False, False): "nothing",
+        (True, False): "batch norm",
+        (False, True): "shortcuts",
+        (True, True): "both",
+    }
+    added, initializer, accuracy = [], [], []
     for run in runs:
         model = run.config.model
-        added = " and ".join(["batch norm"] * model.normalize + ["shortcuts"] * model.residual) or "plain"
-        last = run.metrics()["validation/accuracy"].dropna().iloc[-1]
-        groups.setdefault((model.initializer, added), []).append(100 * last)
-    rows, columns = (list(dict.fromkeys(names)) for names in zip(*groups, strict=True))
-    means = np.full((len(rows), len(columns)), np.nan)
-    figure, axes = style.new(width=4.6, height=0.9 + 0.5 * len(rows))
-    for (row, column), values in groups.items():
-        y, x = rows.index(row), columns.index(column)
-        means[y, x] = np.mean(values)
-        spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        color = "white" if means[y, x] < 60 else "black"
-        axes.text(x, y, f"{means[y, x]:.1f}{spread}", ha="center", va="center", color=color)
-    image = axes.imshow(means, vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylabel("initialization")
-    style.colorbar(figure, image, axes, "validation accuracy, %")
-    return figure
+        added.append(names[model.normalize, model.residual])
+        initializer.append(model.initializer)
+        accuracy.append(100 * run.metrics()["validation/accuracy"].dropna().iloc[-1])
+    labels = ("added to the layers", "initialization", "validation accuracy, %")
+    return settings.over(added, initializer, accuracy, *labels, best=max)

@@ -53,7 +53,11 @@ SMALL = {
     "model.num_layers": 1,
     "model.num_heads": 1,
     "model.d_model": 8,
+    "model.features": (8,),
     "model.context": 16,
+    "prior.num_layers": 1,
+    "prior.num_heads": 1,
+    "prior.d_model": 8,
     "data.context": 16,
 }
 KILLED = """
@@ -103,6 +107,14 @@ def small(path: Path, variant: str) -> dict:
 def variants(path: Path) -> list[str]:
     """Every variant that is no tier, with demo."""
     return [name for name in experiment.describe(path)["VARIANTS"] if name not in TIERS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_haste():
+    """Programs that run for twenty steps: what XLA would spend on making them fast is half of the time and more."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # -- the contract ------------------------------------------------------------------------------------
@@ -199,6 +211,7 @@ def demo(request, tmp_path_factory):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }
     killed, straight = folder / "killed", folder / "straight"
 
@@ -337,10 +350,10 @@ def test_a_variant_trains(path, variant, tmp_path):
     What differs from the demo in numbers of the optimizer alone is only traced: its program is the demo's.
     """
     both = f"{variant},demo"
-    overrides = small(path, both) | {"duration": "2 steps", "log_every": "1", "evaluate_every": "0"}
-    overrides["checkpoint.every"] = "1"
+    short = {"duration": "2 steps", "log_every": "1", "evaluate_every": "0", "checkpoint.every": "1"}
+    overrides = small(path, both) | short
     config, module = configs.load(f"{path}:{both}", overrides)
-    demo, _ = configs.load(f"{path}:demo", overrides)
+    demo, _ = configs.load(f"{path}:demo", small(path, "demo") | short)
     if all(key.startswith("optimizer.") for key in configs.difference(demo, config)):
         Trainer(module.build(config, Assets()), config)
         return
