@@ -346,7 +346,8 @@ def command(argv: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        return errors.fail(f"lmlab {name}", "interrupted; nothing was saved since the last checkpoint", 130)
+        errors.fail(f"lmlab {name}", "interrupted; nothing was saved since the last checkpoint")
+        os._exit(130)  # sys.exit would wait for the threads that save; half a save is not yet a checkpoint
     except (UsageError, FlagError) as error:
         return errors.fail(f"lmlab {name}", error)
     except OSError as error:

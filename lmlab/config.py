@@ -256,6 +256,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise ValueError(
                 f"duration must be a positive number of steps, epochs or examples, received {config.duration!r}"
             )
+    for key, value in leaves(config):
+        _rule(key, value, value == value, "a number")  # which NaN is not, nor is it equal to itself
     optimizer = config.optimizer
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("parallel.mode", config.parallel.mode, MODES)

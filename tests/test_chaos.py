@@ -1,6 +1,6 @@
 """What a run survives: killed, stopped, damaged, robbed of its disk and data, it ends as if it had not been.
 
-Ten minutes on two cores. The processes are a user's: compiled programs are kept as usual; a kill may fall into that.
+The processes are a user's: compiled programs are kept as usual; a kill may fall into that.
 """
 
 import os
@@ -15,8 +15,13 @@ import jax
 import numpy as np
 import pytest
 
+import lmlab
+from lmlab import run as runs_lib
+from lmlab.__main__ import main
+from lmlab.sweeps import grid
+from lmlab.training import metrics
 from tests.test_experiments import rows, saved
-from tests.training.test_checkpoint import damage, unawaited  # noqa: F401
+from tests.training.test_checkpoint import damage
 
 ROOT = Path(__file__).parents[1]
 SURVIVOR = ROOT / "tests" / "papers" / "survivor.py"
@@ -74,7 +79,7 @@ class Victim:
     def newest(self) -> int:
         """The sum of the newest checkpoints in it: of one run, or of all of a sweep."""
         made = {}
-        for path in self.folder.rglob("checkpoints/*"):
+        for path in (*self.folder.glob("checkpoints/*"), *self.folder.glob("*/checkpoints/*")):
             if path.name.isdigit():
                 made[path.parent] = max(made.get(path.parent, 0), int(path.name))
         return sum(made.values())
@@ -104,8 +109,12 @@ class Victim:
         below: one of its processes is killed a moment before.
         """
         if self.random.random() < 1 / 3:
-            process = self.start()
-            time.sleep(self.random.uniform(0, self.seconds))
+            before, process = self.newest, self.start()
+            end = time.monotonic() + self.random.uniform(0, self.seconds)
+            while (
+                self.newest <= before and time.monotonic() < end
+            ):  # it may be sooner ready than the first was
+                time.sleep(0.02)
         else:
             process = self.after_a_save()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -122,13 +131,15 @@ class Victim:
         assert (code, err) == (75, "") and f"stopped by SIGTERM after step {self.newest}; saved" in out
 
     def truncated(self) -> None:
+        """Its newest checkpoint is cut short, which is found out by the next start that gets so far."""
         damage(self.folder / "checkpoints" / str(self.newest))
 
     def filled(self, disk: Path) -> None:
-        """Its disk is full while it trains."""
+        """Its disk is full while it trains, and still when it is started again."""
         process = self.after_a_save()
         fill(disk / "filler")
         self.refused(process, (1, 2), "room", "space")
+        self.refused(self.start(), (1, 2), "room", "space")
         (disk / "filler").unlink()
 
     def begun_without(self, data: Path) -> None:
@@ -180,7 +191,7 @@ def finish(run: Victim, straight: Victim) -> None:
     same(run.folder, straight.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # four minutes
 @pytest.mark.timeout(1800)
 def test_a_run_survives(straight, tmp_path, points):
     run = another(straight, tmp_path / "run")
@@ -192,6 +203,7 @@ def test_a_run_survives(straight, tmp_path, points):
     for event in events:
         event()
     finish(run, straight)
+    assert len(list(run.folder.glob("damaged-*"))) == 1
 
 
 @pytest.fixture
@@ -206,8 +218,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.slow  # a minute
+@pytest.mark.timeout(900)
 def test_a_run_survives_a_full_disk(straight, small_disk):
     run = another(straight, small_disk / "run")
     for _ in range(4):
@@ -215,10 +227,63 @@ def test_a_run_survives_a_full_disk(straight, small_disk):
     finish(run, straight)
 
 
+# -- one trainer at a time, and how it is told to end --------------------------------------------------
+
+
+def test_the_lock_goes_with_the_process_that_holds_it(tmp_path, points, environment, capsys):
+    """Five seconds."""
+    argv = ["train", f"--config={SURVIVOR}", f"--config.data.path={points}"]
+    first = Victim(tmp_path / "run", argv, environment)
+    process = first.after_a_save()
+    process.send_signal(signal.SIGSTOP)  # it does not end meanwhile
+    assert main(["train", f"--workdir={first.folder}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"lmlab train: {first.folder} is being trained by another process; name another --workdir"
+    process.kill()
+    assert first.end(process)[0] == -signal.SIGKILL
+    assert (first.folder / "lock").exists() and not runs_lib.is_locked(first.folder)
+    assert lmlab.train("", first.folder).finished
+
+
+SLOW_TO_SAVE = """
+import sys, time
+from orbax.checkpoint import StandardCheckpointHandler
+from lmlab.__main__ import main
+
+def finalize(self, directory):
+    print("saving", flush=True)
+    time.sleep(3600)
+
+StandardCheckpointHandler.finalize = finalize
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_ctrl_c_ends_a_run_that_saves_after_the_first(tmp_path, points, environment):
+    """At once and with a line; what was half saved is no checkpoint. Seven seconds."""
+    folder = tmp_path / "run"
+    begun = lmlab.train(f"{SURVIVOR}", folder, {"data.path": str(points), "duration": "4 steps"})
+    slow = Victim(folder, ["--config.duration=10000000 steps", "--config.checkpoint.every=0"], environment)
+    slow.argv[1:3] = ["-c", SLOW_TO_SAVE, "train"]
+    process = slow.start()
+    while metrics.read(folder / "metrics.jsonl")[-1]["step"] == 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)  # heeded already
+    process.send_signal(signal.SIGINT)
+    code, _, err = slow.end(process)
+    assert (code, err) == (130, "lmlab train: interrupted; nothing was saved since the last checkpoint\n")
+    assert list((folder / "checkpoints").glob("*tmp*")) and not runs_lib.is_locked(folder)
+    step, variables = lmlab.load(folder).at()
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, variables, begun.variables)
+
+
 # -- sweeps -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # five minutes
 @pytest.mark.timeout(1800)
 def test_a_sweep_survives(tmp_path, points, environment):
     """Its launcher is killed over and over, and now and then a run first."""
@@ -231,5 +296,5 @@ def test_a_sweep_survives(tmp_path, points, environment):
         sweep.killed(below=number % 4 == 3)
     code, out, _ = sweep.end(sweep.start())
     assert code == 0 and "4 runs: 4 done" in out
-    for cell in read(sweep.folder)["cells"]:
+    for cell in grid.read(sweep.folder)["cells"]:
         same(sweep.folder / cell.name, straight.folder / cell.name)

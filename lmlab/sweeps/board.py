@@ -22,6 +22,9 @@ COLOURS = {"failed": "red", "running": "cyan", "done": "green", "elsewhere": "ye
 ORDER = ("failed", "running", "elsewhere", "stopped", "waiting", "done")
 """Which rows are shown where a terminal has no room for all."""
 
+NARROW = 72
+"""Columns of a terminal below which progress, loss and seconds give way to names and lines of failures."""
+
 
 @dataclasses.dataclass
 class Row:
@@ -66,6 +69,7 @@ class Board:
         self.rows = {cell.name: Row(workdir / cell.name) for cell in cells}
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.note = ""
 
     def __enter__(self):
         if self.live:
@@ -102,8 +106,18 @@ class Board:
                 f"{seconds} s" if seconds else "",
             ]
             ended = ", ".join(filter(None, told)) if status in ("done", "stopped", "failed") else ""
-            with contextlib.suppress(OSError):  # whoever read along has gone: no reason to stop
-                print(": ".join(filter(None, [cell.name, status, ended, row.line])), flush=True)
+            self.print(": ".join(filter(None, [cell.name, status, ended, row.line])))
+
+    def print(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # whoever read along has gone: no reason to stop
+            print(line, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line about all of them."""
+        self.note = text
+        if not self.live:
+            self.print(text)
+        self.look()
 
     def look(self) -> None:
         """How far those under way are."""
@@ -117,10 +131,12 @@ class Board:
         """All runs, or as many as there is room for: those that matter most."""
         counts = Counter(row.status for row in self.rows.values())
         caption = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
+        caption += f"\n{self.note}" * bool(self.note)
         table = Table(box=None, expand=True, caption=caption, caption_justify="left", pad_edge=False)
         table.add_column("run", overflow="fold", max_width=self.console.width // 3)
-        table.add_column("status")
-        for name in ("step", "loss", "seconds"):
+        table.add_column("status", no_wrap=True)
+        numbers = () if self.console.width < NARROW else ("step", "loss", "seconds")
+        for name in numbers:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
         first = sorted(self.rows, key=lambda name: ORDER.index(self.rows[name].status))
@@ -128,5 +144,5 @@ class Board:
         for name, row in self.rows.items():
             if name in shown:
                 status = Text(row.status, style=COLOURS.get(row.status, "dim"))
-                table.add_row(Text(name), status, *row.numbers(), Text(row.line))
+                table.add_row(Text(name), status, *row.numbers()[: len(numbers)], Text(row.line))
         return table

@@ -96,10 +96,16 @@ def main(argv: list[str]) -> int:
     else:
         names = (*AXES, "num_random", "random_seed", "max_runs")
         cells = grid.cells(spec, overrides, **{name: getattr(fv, name) for name in names})
+    options = {name: getattr(fv, name) for name in options}
+    if before and before["launcher"] == chosen:  # what is not said is as it was
+        options |= {
+            name: value for name, value in before.get("options", {}).items() if not fv.values[name].present
+        }
     record = {
         "spec": spec,
         "overrides": overrides,
         "launcher": chosen,
+        "options": options,
         "cells": grid.join(workdir, before["cells"] if before else [], cells),
         "command": before["command"] if again else shlex.join(["lmlab", "sweep", *asked]),
         "when": now(),
@@ -107,7 +113,7 @@ def main(argv: list[str]) -> int:
     if fv.dry_run:
         print(table(workdir, cells))
         return 0
-    launch = functools.partial(launch, **{name: getattr(fv, name) for name in options})
+    launch = functools.partial(launch, **options)
     return carry_out(workdir, record, cells, fv.retry_failed, launch)
 
 

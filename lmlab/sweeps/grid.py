@@ -1,7 +1,7 @@
 """The cells of a sweep: what is asked for by flags becomes a list of runs, each with a directory and a status.
 
 sweep.json in the sweep's directory holds them: {"spec", "overrides" (common to all), "axes" {key: values},
-"launcher", "cells", "command", "when"}.
+"launcher", "options" (of the launcher), "cells", "command", "when"}.
 """
 
 import dataclasses
@@ -50,16 +50,20 @@ def cells(
     max_runs: int = 200,
 ) -> list[Cell]:
     """What flags ask for, each cell checked; without any axis, the experiment's own sweep()."""
-    axes = [[{key: text} for text in split(values)] for key, values in _asked("grid", grid)]
-    axes += _together(_asked("zip", zip))
-    axes += _draws(_asked("random", random), num_random, random_seed)
     if seeds < 0:
         raise UsageError(f"--seeds: received {seeds}; allowed: 1 or more")
+    if max_runs < 1:
+        raise UsageError(f"--max_runs: received {max_runs}; allowed: 1 or more")
+    _check_count(max(seeds, num_random), max_runs)  # before as many are made
+    flags = [_asked("grid", grid), _asked("zip", zip), _asked("random", random)]
+    axes = [[{key: text} for text in split(values)] for key, values in flags[0]]
+    axes += _together(flags[1])
+    axes += _draws(flags[2], num_random, random_seed)
     if seeds:
         axes.append([{"seed": str(seed)} for seed in range(seeds)])
     path, variant = experiment.split_spec(spec)
     if axes:
-        keys = [key for axis in axes for key in axis[0]]
+        keys = [key for asked in flags for key, _ in asked] + ["seed"] * bool(seeds)
         rows = (_merge(row) for row in itertools.product(*axes))
         count = math.prod(len(axis) for axis in axes)
     else:
@@ -68,14 +72,12 @@ def cells(
         count = len(rows)
     for key in keys:
         if keys.count(key) > 1:
-            raise UsageError(f"{key} is in two axes of the sweep; allowed: one")
+            raise UsageError(f"{key} is swept twice; allowed: once")
         if key in overrides:
             raise UsageError(f"--config.{key} is given, and {key} is swept; allowed: one of them")
     if not count:
         raise UsageError(f"0 runs: sweep() of {path} yields none; give --grid, --zip, --random or --seeds")
-    if count > max_runs:
-        told = f"{count:,}" if axes else f"more than {max_runs:,}"
-        raise UsageError(f"{told} runs; allowed: {max_runs:,}, or as many as --max_runs=N says")
+    _check_count(count, max_runs, "" if axes else f"more than {max_runs:,}")
     made, leaves = [], set()
     for row in rows:
         parts = [part for part in (variant, row.get("variant", "")) if part]
@@ -89,8 +91,15 @@ def cells(
     made = [dataclasses.replace(cell, name=_name(cell.varies, last)) for cell in made]
     twice = [name for name, times in Counter(cell.name for cell in made).items() if times > 1]
     if twice:
-        raise UsageError(f"two runs would be {twice[0]!r}; allowed: values that differ")
+        raise UsageError(
+            f"two runs would be {twice[0]!r}; allowed: values that differ, by more than '_' for ' ' and '+' for ','"
+        )
     return made
+
+
+def _check_count(count: int, most: int, told: str = "") -> None:
+    if count > most:
+        raise UsageError(f"{told or f'{count:,}'} runs; allowed: {most:,}, or as many as --max_runs=N says")
 
 
 # -- axes ---------------------------------------------------------------------------------------------
@@ -128,7 +137,10 @@ DRAWS = {  # of a number u, uniform in [0, 1)
 
 
 def _draws(asked: list[tuple[str, str]], number: int, seed: int) -> list[list[dict[str, str]]]:
-    """The one axis of random values. Each key has numbers of its own: more draws leave the first as they were."""
+    """The one axis of random values; what is drawn twice is there once.
+
+    Each key has numbers of its own: more draws leave the first as they were.
+    """
     if bool(asked) != (number > 0):
         raise UsageError(
             f"--random and --num_random=N (above 0) go together; received {len(asked)}, {number}"
@@ -137,8 +149,10 @@ def _draws(asked: list[tuple[str, str]], number: int, seed: int) -> list[list[di
     for key, text in asked:
         numbers = random_lib.Random(f"{seed} {key}")
         draw = _distribution(key, text)
-        columns.append([{key: draw(numbers.random())} for _ in range(number)])
-    return [[_merge(row) for row in zip(*columns, strict=True)]] if columns else []
+        columns.append([draw(numbers.random()) for _ in range(number)])
+    keys = [key for key, _ in asked]
+    rows = dict.fromkeys(zip(*columns, strict=True))
+    return [[dict(zip(keys, row, strict=True)) for row in rows]] if columns else []
 
 
 def _distribution(key: str, text: str):
@@ -205,7 +219,7 @@ def _readable(value: Any) -> str:
         return "x".join(map(_readable, value)) or "()"
     text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
     plain = text.replace(" ", "_").replace(",", "+")
-    safe = re.sub(r"[^\w.+-]", "-", plain)
+    safe = re.sub(r"[^\w.+-]", "-", plain, flags=re.ASCII)
     return safe if safe == plain else f"{safe}-{_hash(text)}"
 
 
@@ -221,7 +235,10 @@ def read(workdir: Path) -> dict[str, Any]:
     if not (workdir / "sweep.json").is_file():
         raise FileNotFoundError(f"{str(workdir)!r} holds no sweep (no sweep.json); `lmlab sweep` makes one")
     record = config_lib.tuples(experiment.read_json(workdir / "sweep.json"))
-    return record | {"cells": [Cell(**cell) for cell in record["cells"]]}
+    try:
+        return record | {"cells": [Cell(**cell) for cell in record["cells"]]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{workdir / 'sweep.json'} is damaged: {error}") from None
 
 
 def write(workdir: Path, record: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Sweeps on one machine: processes that keep off each other's cores and devices."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -27,12 +28,14 @@ def launch(workdir: Path, cells: Sequence[Cell], *, jobs: int = 0) -> None:
     """
     free = places(jobs, len(cells))
     waiting, active, told, looked = list(cells), {}, False, 0.0
-    with Board(workdir, cells) as board, Signals() as signals:
+    interrupted = contextlib.suppress(KeyboardInterrupt)  # by a second Ctrl-C
+    with Board(workdir, cells) as board, Signals() as signals, interrupted:
         while active or (waiting and not signals.received):
             if signals.received and not told:
                 told = True
                 for attempt in active:
                     attempt.signal(signal.SIGTERM)
+                board.say("stopping: runs under way save first; Ctrl-C again does not wait for them")
             for attempt in list(active):
                 if (code := attempt.poll()) is not None:
                     free.insert(0, active.pop(attempt))

@@ -30,6 +30,7 @@ from lmlab.training.checkpoint import Checkpoints
 from lmlab.training.loop import Keys, Loop, Trace, Trainer
 from lmlab.training.metrics import Progress
 from lmlab.training.record import Evaluator, Interval, NotFinite, Record
+from lmlab.training.signals import Signals
 from lmlab.training.state import State
 
 Numbers = tuple[dict[str, Any], Keys]
@@ -234,12 +235,13 @@ class Program(Trainer):
             jax.tree.map(lambda *leaves: np.stack(leaves), *states), self.layout.shardings(self.make)
         )
         with contextlib.ExitStack() as stack:
+            signals = stack.enter_context(Signals())
             progress = stack.enter_context(contextlib.closing(Progress(self.total, done, self.unit)))
             records = [
                 stack.enter_context(Record(lane, lane.saves, lane.start.folder, done)) for lane in self.lanes
             ]
             fleet = Fleet(self, state, done, kept, records, progress)
-            fleet.run()
+            fleet.run(signals)
         for number in fleet.left:
             self.lanes[number].start.ended()
 

@@ -108,7 +108,8 @@ class Ranking:
     def _metric(self, entries: Sequence[Entry], asked: str) -> str:
         if asked and asked not in self.metrics:
             raise UsageError(f"--metric: received {asked!r}; logged: {', '.join(sorted(self.metrics))}")
-        done = [entry for entry in entries if entry.status == "done"] or [e for e in entries if e.logged]
+        logged = [entry for entry in entries if entry.logged]
+        done = [entry for entry in logged if entry.status == "done"] or logged
         losses = [name for name in self.metrics if name.endswith("/loss") and name != "train/loss"]
         preferred = ["validation/loss", *losses, "train/loss", *self.metrics]
         everywhere = (name for name in preferred if all(name in entry.logged for entry in done))

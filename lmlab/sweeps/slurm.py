@@ -57,6 +57,10 @@ def launch(
     except ImportError:
         raise UsageError("--launcher=slurm needs the package submitit: pip install 'lmlab[slurm]'") from None
     folder = workdir.absolute() / "slurm"
+    if "%" in str(folder):
+        raise UsageError(
+            f"--workdir: received '{workdir}'; allowed: no '%' in its path, to which Slurm gives a meaning"
+        )
     executor = submitit.SlurmExecutor(folder, max_num_timeout=REQUEUES)
     options = {"time": time, "partition": partition, "gpus_per_node": gpus_per_node, **parsed(sbatch)}
     executor.update_parameters(

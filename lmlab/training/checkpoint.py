@@ -46,7 +46,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 1, best: str = "", read_only: bool = False):
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every file it writes
+        logging.set_verbosity(logging.FATAL)  # Orbax tells every file it writes, and of what it raises
+        _silence_closed_loops()
         self.folder, self.best = folder.absolute(), best
 
         if not read_only:
@@ -121,8 +122,11 @@ class Checkpoints:
     def _explained(self):
         try:
             yield
-        except BaseException as error:
-            raise _explain(error, self.folder) from error
+        except Exception as error:
+            if _disk_is_full(error):
+                told = f"no room for a checkpoint in {self.folder}; the last good one is kept"
+                raise DiskFull(errno.ENOSPC, told) from error
+            raise
 
     def restore(self, state: State) -> tuple[State, dict[str, Any]] | None:
         """(state, loop) of the newest whole checkpoint, shaped and placed like `state`; None if there is none.
@@ -142,7 +146,6 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:
-                _silence_closed_loops()
                 damaged.append((step, error))
                 continue
             for number, error in damaged:
@@ -186,7 +189,6 @@ class Checkpoints:
                     step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
                 )["variables"]
             except Exception as error:
-                _silence_closed_loops()
                 if number + 1 == len(steps):
                     raise RuntimeError(
                         f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}"
@@ -210,9 +212,10 @@ def _forget_damaged_metrics(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@functools.cache
 def _silence_closed_loops() -> None:
-    """What was being read beside the damage reports afterwards, from C++ and with a traceback each, that nobody
-    waits for it."""
+    """What was being read beside damage, or written to a full disk, reports afterwards, from C++ and with a
+    traceback each, that nobody waits for it."""
     usual = sys.unraisablehook
 
     def hook(what):
@@ -245,12 +248,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _explain(error: BaseException, folder: Path) -> BaseException:
-    """A full disk, found in the chain of whatever was raised on top of it; or the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(text in str(cause) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC")):
-            return DiskFull(errno.ENOSPC, f"no room for a checkpoint in {folder}; the last good one is kept")
-        cause = cause.__cause__ or cause.__context__
-    return error
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether that is at the root of whatever was raised on top of it."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -152,7 +152,7 @@ def same(scalars: Mapping[str, float]) -> dict[str, float]:
 
 # -- parting -------------------------------------------------------------------------------------------------
 
-BROKEN = re.compile(r"Gloo|NCCL|coordination ?service|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED", re.I)
+BROKEN = re.compile(r"(?i:gloo|nccl|coordination ?service|heartbeat)|UNAVAILABLE|DEADLINE_EXCEEDED")
 """What an error says that comes of another process's end."""
 
 

@@ -35,13 +35,13 @@ def peak_flops(device_kind: str, precision: str) -> float:
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a line cut short by a crash is left out."""
+    """The rows of a metrics.jsonl; what is none, as a line cut short by a crash, is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict) and {"step", "seconds"} <= row.keys():
+                rows.append(row)
     return rows
 
 
@@ -56,7 +56,7 @@ class Writers:
         temporary.replace(path)
         self.seconds = max((row["seconds"] for row in rows), default=0.0)
         self.file = path.open("a")
-        self.tensorboard = {"logdir": str(folder / "tensorboard"), "purge_step": step + 1 if rows else None}
+        self.tensorboard = {"folder": folder / "tensorboard", "begin": step + 1 if rows else 0}
         self.wandb = None
         if wandb:
             try:
@@ -68,11 +68,9 @@ class Writers:
             )
 
     @functools.cached_property
-    def events(self):
-        """TensorBoard's writer, imported with the first row: it takes PyTorch along where that is installed."""
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(**self.tensorboard)
+    def events(self) -> "Events":
+        """TensorBoard's, from the first row that has something for it."""
+        return Events(**self.tensorboard)
 
     def write(self, row: Mapping[str, float]) -> None:
         plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
@@ -80,16 +78,51 @@ class Writers:
         self.file.flush()
         for name, value in row.items():
             if "/" in name:
-                self.events.add_scalar(name, value, row["step"])
+                self.events.scalar(row["step"], name, value)
         if self.wandb:
             self.wandb.log(dict(row), step=row["step"])
 
     def close(self) -> None:
+        with contextlib.ExitStack() as stack:  # each, also where another finds no room
+            stack.callback(self.file.close)
+            if "events" in vars(self):
+                stack.callback(self.events.close)
+            if self.wandb:
+                stack.callback(self.wandb.finish)
+
+
+FLUSH = 30.0
+"""Seconds after which TensorBoard is shown what is new."""
+
+
+class Events:
+    """Scalars for TensorBoard. begin: the step from which on earlier files are no longer so; 0: there are none.
+
+    Written here and now: a SummaryWriter's thread dies of a full disk, and who gives it more then waits for ever.
+    """
+
+    def __init__(self, folder: Path, begin: int):
+        from tensorboardX import event_file_writer, summary  # late: takes PyTorch along where it is installed
+        from tensorboardX.proto import event_pb2
+
+        self.protocol, self.summary, self.flushed = event_pb2, summary, time.monotonic()
+        folder.mkdir(exist_ok=True)
+        self.file = event_file_writer.EventsWriter(str(folder / "events"))
+        if begin:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(begin, session_log=start)
+
+    def scalar(self, step: int, name: str, value: float) -> None:
+        self._write(step, summary=self.summary.scalar(name, value))
+
+    def _write(self, step: int, **what) -> None:
+        self.file.write_event(self.protocol.Event(wall_time=time.time(), step=step, **what))
+        if time.monotonic() - self.flushed > FLUSH:
+            self.file.flush()
+            self.flushed = time.monotonic()
+
+    def close(self) -> None:
         self.file.close()
-        if "events" in vars(self):
-            self.events.close()
-        if self.wandb:
-            self.wandb.finish()
 
 
 class Silence:

@@ -9,7 +9,7 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Remembers a SIGTERM or a first Ctrl-C instead of dying of it; a second Ctrl-C interrupts at once."""
+    """Remembers a SIGTERM or a first Ctrl-C instead of dying of it; a Ctrl-C after that interrupts at once."""
 
     received: int = 0
 

@@ -19,7 +19,7 @@ VARIANTS = {"resident": "read once, kept on the device; the default", "stream": 
 
 def get_config(variant=""):
     config = toys.config(
-        duration="120 steps",
+        duration="160 steps",
         log_every="5",
         evaluate_every="20",
         checkpoint={"every": "1", "keep": 2},

@@ -5,6 +5,7 @@
 #
 # As root, on Debian or Ubuntu; installs Slurm where it is not there. It has two nodes by name, of eight
 # processors by name, and jobs of its partition `urgent` preempt those of `debug`.
+# A job that is queued again waits for 15 seconds (cred_expire), not for the usual two minutes.
 # Needs no systemd and touches no other Slurm: ports, keys and state are its own, in a folder that goes with it.
 set -euo pipefail
 
@@ -26,8 +27,8 @@ stop() {
   trap - EXIT
   scancel --full --user=root 2>/dev/null || true
   for daemon in slurmd-* slurmctld munged; do
-    for pid in "$folder"/$daemon.pid; do
-      [ -s "$pid" ] && kill "$(cat "$pid")" && timeout 10 tail --pid="$(cat "$pid")" -f /dev/null || true
+    for file in "$folder"/$daemon.pid; do
+      pid=$(cat "$file" 2>/dev/null) && kill "$pid" && timeout 30 tail --pid="$pid" -f /dev/null || true
     done
   done
   rm -rf "$folder"
@@ -48,7 +49,7 @@ SlurmctldPort=$port
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+AuthInfo=socket=$folder/munge/socket,cred_expire=15
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool-%n
@@ -66,15 +67,16 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=30
+KillWait=300
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
+SchedulerParameters=sched_interval=2
 END
   for node in "${nodes[@]}"; do
     echo "NodeName=$node NodeAddr=127.0.0.1 Port=$((++port)) CPUs=8 RealMemory=1000 State=UNKNOWN"
   done
-  echo "PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=60 State=UP"
+  echo "PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=600 State=UP"
   echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2 State=UP"
 } >"$SLURM_CONF"
 

@@ -112,6 +112,13 @@ def test_runs_may_be_added(launched):
     assert again(launched) == (0, []) and read(Path("work"))["command"] == before
 
 
+def test_a_launcher_is_told_again_what_it_was_told(launched):
+    again(launched, f"--config={LINE}", RATES, "--jobs=3")
+    assert again(launched, "--seeds=1") == (0, ["seed=0"]) and launched.jobs == 3
+    assert again(launched, "--seeds=2", "--jobs=2")[0] == 0 and launched.jobs == 2
+    assert read(Path("work"))["options"] == {"jobs": 2}
+
+
 def test_all_may_go_on_for_longer(launched):
     again(launched, f"--config={LINE}", RATES)
     both = ["learning_rate=0.1", "learning_rate=0.05"]

@@ -123,6 +123,10 @@ def test_random_values_keep_to_their_bounds_and_to_their_seed(paper):
         grid.cells(paper, {}, random=asked[:1], num_random=10)[4].varies["optimizer.learning_rate"]
         == rates[4]
     )
+    drawn = grid.cells(paper, {}, random=["batch_size=choice(16,32)"], num_random=100)
+    assert set(names(drawn)) == {"batch_size=16", "batch_size=32"} and len(drawn) == 2, (
+        "twice drawn, once run"
+    )
     other = grid.cells(paper, {}, random=asked, num_random=10, random_seed=1)
     assert not {cell.varies["model.rate"] for cell in other} & set(others)
 
@@ -139,6 +143,8 @@ def test_names_are_short_and_told_apart(paper):
         "learning_rate=1e-05",
         "learning_rate=0.30000000000000004",
     ]
+    foreign = names(grid.cells(paper, {}, grid=[f"model.name={'日' * 200},{'本' * 200}"]))
+    assert len(set(foreign)) == 2 and all(len(name.encode()) <= 255 for name in foreign)
     long = grid.cells(paper, {}, grid=[f"model.name={'x' * 119}y,{'x' * 119}z"])
     assert len(set(names(long))) == 2 and {len(name) for name in names(long)} == {grid.NAME_LENGTH}
 
@@ -161,9 +167,14 @@ def test_names_are_short_and_told_apart(paper):
             {"grid": ["batch_size=8,9"], "overrides": {"accumulate": 4}},
             "accumulate 4 does not divide batch_size 9",
         ),
-        ({"grid": ["model.code=8,8"]}, "two runs would be 'code=8'"),
-        ({"grid": ["seed=1,2"], "seeds": 2}, "seed is in two axes of the sweep"),
-        ({"grid": ["model.code=8"], "zip": ["model.code=9"]}, "model.code is in two axes"),
+        ({"grid": ["model.code=8,8"]}, "two runs would be 'code=8'; allowed: values that differ"),
+        ({"grid": ["model.name=a b,a_b"]}, "'model.name=a_b'; allowed: values that differ, by more than '_'"),
+        ({"grid": ["model.rate=nan"]}, "model.rate: received nan; allowed: a number"),
+        ({"grid": ["seed=1,2"], "seeds": 2}, "seed is swept twice; allowed: once"),
+        ({"grid": ["model.code=8"], "zip": ["model.code=9"]}, "model.code is swept twice"),
+        ({"zip": ["model.code=8,9", "model.code=7,6"]}, "model.code is swept twice"),
+        ({"random": ["seed=choice(1)", "seed=choice(2)"], "num_random": 2}, "seed is swept twice"),
+        ({"seeds": 3, "max_runs": 0}, "--max_runs: received 0; allowed: 1 or more"),
         ({"grid": ["seed=1"], "overrides": {"seed": 2}}, "--config.seed is given, and seed is swept"),
         ({"zip": ["model.code=8,16", "batch_size=8"]}, "--zip: model.code has 2, batch_size has 1"),
         ({"random": ["model.code=int_uniform(1,8)"]}, "--random and --num_random=N (above 0) go together"),
@@ -195,6 +206,10 @@ def test_ten_thousand_runs_are_counted_not_made(paper):
     axes = [f"{key}={','.join(map(str, range(1, 11)))}" for key in ("seed", "batch_size", "model.code")]
     with pytest.raises(ValueError, match=r"10,000 runs; allowed: 200,.* --max_runs=N"):
         grid.cells(paper, {}, grid=axes, zip=["model.rate=0,1,2,3,4,5,6,7,8,9"])
+    with pytest.raises(ValueError, match=r"1,000,000,000,000 runs; allowed: 200"):
+        grid.cells(paper, {}, random=["model.rate=uniform(0,1)"], num_random=10**12)
+    with pytest.raises(ValueError, match=r"1,000,000,000,000 runs; allowed: 200"):
+        grid.cells(paper, {}, seeds=10**12)
 
 
 def test_the_sweep_of_the_experiment_itself(paper, tmp_path):
@@ -227,6 +242,9 @@ def test_a_sweep_is_read_as_it_was_written(paper, tmp_path):
     assert record["axes"] == {"model.features": ((64,), (32, 8)), "variant": ("wide", "deep")}
     with pytest.raises(FileNotFoundError, match=r"'nowhere' holds no sweep \(no sweep\.json\)"):
         grid.read(tmp_path.__class__("nowhere"))
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"sweep\.json is damaged: 'cells'$"):
+        grid.read(tmp_path)
 
 
 def test_cells_may_be_added_but_not_changed(paper, tmp_path):

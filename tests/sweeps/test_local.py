@@ -23,6 +23,7 @@ from lmlab.sweeps.attempt import Attempt
 from lmlab.sweeps.board import Board
 from lmlab.sweeps.grid import Cell, cells, read, status, write
 from lmlab.training import metrics
+from lmlab.training.signals import Stopped
 
 ROOT = Path(__file__).parents[2]
 GATED = ROOT / "tests" / "sweeps" / "gated.py"
@@ -167,6 +168,27 @@ def test_a_signal_stops_the_runs_which_save(tmp_path, number, code):
     assert not (work / "seed=0" / "failure.json").exists()
     assert f"stopped by {number.name}: 1 cut, 2 new\nto go on: lmlab sweep --workdir={work}\n" in out
     assert "seed=0: stopped: step" in out
+
+
+def test_a_second_ctrl_c_does_not_wait_for_runs_that_save(tmp_path, monkeypatch, capsys):
+    """Told at the first what a second does; the runs, here one that hears nothing, are told to end all the same."""
+    told = []
+
+    class Deaf:
+        def __init__(self, workdir, cell, env, cores):
+            self.cell = cell
+
+        def poll(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def signal(self, number):
+            told.append(number)
+
+    monkeypatch.setattr(local, "Attempt", Deaf)
+    with pytest.raises(Stopped) as stopped:
+        local.launch(tmp_path, [Cell("seed=0", str(LINE), {"seed": 0})], jobs=1)
+    assert stopped.value.args == (signal.SIGINT, 0) and told == [signal.SIGTERM]
+    assert "stopping: runs under way save first; Ctrl-C again does not wait" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -334,6 +356,19 @@ def test_where_there_is_no_room_those_are_shown_that_matter_most(tmp_path):
     assert text.count("waiting") == 2 + 1 and "done" in text.splitlines()[-1]
     assert "1 failed, 1 running, 33 waiting, 5 done" in text
     assert all(f"seed={i} " in drawn(full, 40) for i in range(40))
+
+
+def test_a_narrow_terminal_shows_names_and_that_lines_are_cut(tmp_path):
+    narrow = board(tmp_path, 2)
+    narrow.console = Console(file=io.StringIO(), width=30)
+    first, _ = narrow.rows.values()
+    first.status, first.line, first.step, first.total = "failed", "lmlab train: it broke", 10_000, 100_000
+    narrow.note = "stopping"
+    text = drawn(narrow, 4)
+    assert all(
+        word in text
+        for word in ("seed=0  failed  lmlab", "…", "seed=1  waiting", "1 failed, 1 waiting", "stopping")
+    )
 
 
 def test_progress_is_what_the_files_of_a_run_say(tmp_path):

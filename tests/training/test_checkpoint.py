@@ -82,6 +82,19 @@ def test_a_save_that_fails_as_it_begins_is_reported_by_the_next(tmp_path, monkey
     assert Checkpoints(tmp_path).steps == [3]
 
 
+def test_what_else_a_save_fails_of_is_told_as_it_is(tmp_path, monkeypatch):
+    checkpoints, error = Checkpoints(tmp_path), PermissionError(errno.EACCES, "Permission denied")
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoints.manager, "save", fail)
+    checkpoints.save(state(1), {})
+    with pytest.raises(PermissionError) as told:
+        checkpoints.wait()
+    assert told.value is error and error.__cause__ is None, "a cause of its own would have no end"
+
+
 def damage(folder):
     """Cuts the largest file of a checkpoint short."""
     largest = max(

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import struct
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lmlab.training import metrics, record
 from lmlab.training.loop import Trainer
@@ -29,6 +31,33 @@ def test_rows_cut_short_by_a_crash_are_left_out(tmp_path):
     writers.close()
     assert [json.loads(line)["seconds"] for line in path.read_text().splitlines()] == [1.0, 3.0]
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def events(path):
+    """What a file says to TensorBoard: records of a length, its checksum, so many bytes and theirs."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        found.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_is_told_the_same_and_from_where_it_was_told_in_vain(tmp_path):
+    for begin in (0, 1):  # of a run that was cut in step 2
+        writers = metrics.Writers(tmp_path, begin)
+        for step in (begin + 1, begin + 2):
+            writers.write({"step": step, "seconds": 3.0, "train/loss": 1 / step})
+        writers.close()
+        (path,) = (tmp_path / "tensorboard").iterdir()
+        version, *told = events(path)
+        assert version.file_version == "brain.Event:2"
+        if begin:
+            start = told.pop(0)
+            assert start.step == 2 and start.session_log.status == SessionLog.START
+        found = [(event.step, *[(v.tag, v.simple_value) for v in event.summary.value]) for event in told]
+        assert found == [(n, ("train/loss", pytest.approx(1 / n))) for n in (begin + 1, begin + 2)]
+        path.unlink()  # the next might be made in the same second
 
 
 def test_mfu_is_the_models_flops_over_the_peak(tmp_path, monkeypatch):
