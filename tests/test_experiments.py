@@ -32,16 +32,15 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 LONG = (
     "classifier",
-    "diffusion",
-    "gan",
     "generative_vs_discriminative",
     "memorization",
     "pixels",
     "segmentation",
     "vae",
-    "vqvae",
 )
 """Networks of images, whose demos compile and train for minutes: `make test-all`."""
+MANY = ("diffusion", "gan", "vqvae")
+"""Those whose demo is quick, but whose variants each compile a large program: those are for `make test-all`."""
 TIERS = ("demo", "cpu")
 SMALL = {
     "duration": "20 steps",
@@ -59,6 +58,8 @@ SMALL = {
     "prior.num_heads": 1,
     "prior.d_model": 8,
     "data.context": 16,
+    "sizes": (2, 5),
+    "draws": 2,
 }
 KILLED = """
 import os, signal, sys
@@ -85,9 +86,10 @@ sys.exit(main([*command, "--workdir=" + killed]) or main([*command, "--workdir="
 
 
 def param(path: Path, *more: str):
-    """A case of a file, slow where that is LONG."""
+    """A case of a file, or of one of its variants: slow where the file is LONG, or has MANY of them."""
+    slow = path.stem in LONG or (more and path.stem in MANY)
     name = "-".join([path.stem, *more])
-    return pytest.param(path, *more, id=name, marks=[pytest.mark.slow] if path.stem in LONG else [])
+    return pytest.param(path, *more, id=name, marks=[pytest.mark.slow] if slow else [])
 
 
 EACH = [param(path) for path in FILES]

@@ -5,9 +5,12 @@
 
 It is the distance of Heusel et al. 2017 with another network in place of Inception, and so not the FID, nor
 to be set beside one. Samples are drawn as by `lmlab sample` with its defaults, and compared with as many
-training images; runs of one experiment and variant are one row. The test images, whose distance no
-generator can be asked to beat, and uniform noise give the scale. Written: results/frechet-<data set>.json
-and a figure with samples of each; the classifier is recorded by the hash of its parameters.
+training images; runs of one experiment and variant are one row, of three draws a run, or of one (--draws=1)
+where there are three runs. Smaller images are enlarged, pixel by pixel. The test images, whose distance no
+generator can be asked to beat, the same at half the size, and uniform noise give the scale.
+
+Written: results/frechet-<data set>.json, a table of it (.md) and a figure with samples of each; the classifier
+is recorded by the hash of its parameters. Bits per dimension are what `lmlab evaluate --record` left in results/.
 """
 
 import hashlib
@@ -73,6 +76,8 @@ class Scorer:
         images = np.asarray(images)
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 255
+        if times := self.shape[0] // images.shape[1] if images.shape[1] else 0:
+            images = images.repeat(times, axis=1).repeat(times, axis=2)
         if images.shape[1:] != self.shape:
             raise ValueError(f"images must be {self.shape}, received {images.shape[1:]}")
         return self.classifier.experiment.task.outputs(self.classifier.variables, images)[0]
@@ -82,8 +87,15 @@ class Scorer:
 
     def scale(self) -> dict[str, float]:
         """The distance of what no generator is better than, and of what each should be better than."""
-        noise = np.random.default_rng(0).random((len(self.reference), *self.shape), np.float32)
-        return {"test images": self(self.part("test")["image"]), "uniform noise": self(noise)}
+        from lmlab.data import images
+
+        test, count = self.part("test"), len(self.reference)
+        noise = np.random.default_rng(0).random((count, *self.shape), np.float32)
+        return {
+            "test images": self(test["image"][:count]),
+            "test images at half the size": self(images.halved(test)["image"][:count]),
+            "uniform noise": self(noise),
+        }
 
     def facts(self) -> dict[str, Any]:
         """What a record must hold for the score to be made again."""
@@ -145,11 +157,36 @@ def rows(runs: Sequence, scorer: Scorer, draws: int, tell: Callable = print) -> 
                 "mean": statistics.fmean(values),
                 "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
                 "values": values,
+                "size": list(first.shape[1:3]),
                 "seconds_per_1000": statistics.median(seconds),
                 "images": first[:10],
             }
         )
     return found
+
+
+def bits(name: str, results: Path) -> float | None:
+    """Bits per dimension of the test images, from the record of an experiment and variant that has them."""
+    path = results / f"{name.replace(':', '-').replace(',', '-')}.json"
+    metrics = json.loads(path.read_text())["metrics"] if path.exists() else {}
+    found = [metrics[key]["mean"] for key in ("test/bits_per_dim", "test/bits_per_token") if key in metrics]
+    return found[0] if found else None
+
+
+def table(record: dict[str, Any]) -> str:
+    """A record in Markdown, the best above."""
+    lines = [
+        "| generator | Fréchet distance | draws | bits a dimension | pixels | seconds for 1,000 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(record["rows"], key=lambda row: row["mean"]):
+        size, told = row["size"], "" if row["bits"] is None else f"{row['bits']:.3f}"
+        lines.append(
+            f"| `{row['name']}` | {row['mean']:.2f} ± {row['deviation']:.2f} | {len(row['values'])} | {told}"
+            f" | {size[0]} x {size[1]} | {row['seconds_per_1000']:.3g} |"
+        )
+    lines += [f"| *{name}* | {value:.2f} | | | | |" for name, value in record["scale"].items()]
+    return "\n".join(lines) + "\n"
 
 
 def figure(found: Sequence[dict[str, Any]], scorer: Scorer, scale: dict[str, float]):
@@ -199,12 +236,16 @@ def score(classifier: str, folders: Sequence[str], samples: int, draws: int, res
     found = rows(runs, scorer, draws)
     name = f"frechet-{scorer.name}"
     style.save(figure(found, scorer, scale), results / "figures", name)
-    kept = [{key: value for key, value in row.items() if key != "images"} for row in found]
+    kept = [
+        {key: value for key, value in row.items() if key != "images"} | {"bits": bits(row["name"], results)}
+        for row in found
+    ]
     hardware = {"devices": runs[0].record["devices"], **runs[0].record["host"]}
     record = {**scorer.facts(), "draws": draws, "hardware": hardware, "scale": scale, "rows": kept}
     path = results / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written: {path}")
+    path.with_suffix(".md").write_text(table(record))
+    print(f"{table(record)}written: {path}")
     return path
 
 

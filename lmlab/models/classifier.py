@@ -14,6 +14,7 @@ from lmlab.experiment import Mean, PyTree
 from lmlab.layers.convolution import conv, mean_pool, with_channels
 from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense
+from lmlab.layers.normalization import batch_norm
 from lmlab.tasks import cross_entropy
 
 INITIALIZERS = {
@@ -22,21 +23,6 @@ INITIALIZERS = {
     "small": nn.initializers.normal(0.01),  # as AlexNet (Krizhevsky et al. 2012, section 5)
 }
 """How kernels of hidden layers begin; biases begin at 0."""
-
-
-def batch_norm(train: bool, name: str | None = None) -> nn.BatchNorm:
-    """gamma (x - mean) / sqrt(variance + 1e-5) + beta (Ioffe and Szegedy 2015, algorithm 1).
-
-    Mean and variance are the batch's in training, and the collection `batch_stats`, their running
-    averages with decay 0.9, otherwise.
-    """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("mlp",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("mlp",)),
-        name=name,
-    )
 
 
 def _check(widths, initializer: str, dropout: Rate) -> None:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Int
 
 from lmlab.experiment import Mean, PyTree
@@ -119,7 +120,8 @@ class Denoiser(nn.Module):
         condition = Dense(self.width)(nn.silu(Dense(self.width)(condition)))
         if self.num_classes:
             label = jnp.full(t.shape, self.num_classes) if label is None else label
-            condition = condition + Embed(self.num_classes + 1, self.width, (None, "embed"))(label)
+            init = nn.initializers.normal(1.0)  # as large as what the step gives, or classes are learnt late
+            condition = condition + Embed(self.num_classes + 1, self.width, (None, "embed"), init)(label)
         return self.network(x, condition, train).reshape(x.shape)
 
 
@@ -127,11 +129,11 @@ class PointNetwork(nn.Module):
     """Residual layers x + W2 silu(W1 x + A c) for points of few dimensions, c: the condition."""
 
     dimensions: int
-    features: int = 128
+    hidden: int = 128
     num_layers: int = 3
 
     def __post_init__(self):
-        for name in ("dimensions", "features", "num_layers"):
+        for name in ("dimensions", "hidden", "num_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         super().__post_init__()
@@ -141,10 +143,10 @@ class PointNetwork(nn.Module):
         self, x: Float[Array, "B D"], condition: Float[Array, "B E"], train: bool = False
     ) -> Float[Array, "B D"]:
         del train
-        h = Dense(self.features)(x)
+        h = Dense(self.hidden)(x)
         for _ in range(self.num_layers):
-            inner = Dense(self.features)(h) + Dense(self.features, use_bias=False)(nn.silu(condition))
-            h = h + Dense(self.features)(nn.silu(inner))
+            inner = Dense(self.hidden)(h) + Dense(self.hidden, use_bias=False)(nn.silu(condition))
+            h = h + Dense(self.hidden)(nn.silu(inner))
         return Dense(self.dimensions)(nn.silu(h))
 
 
@@ -252,6 +254,50 @@ class Diffusion:
 
         x, path = jax.lax.scan(one, x, (steps[:-1], steps[1:], jnp.arange(num_steps)))
         return (x, path) if trace else x
+
+
+@dataclasses.dataclass(frozen=True)
+class VariationalBound:
+    """-log p(x_0) of images of 256 levels is at most L_T + sum_t L_{t-1} + L_0, in nats (Ho et al. 2020, eq. 5).
+
+    L_T = KL(q(x_T | x_0) | N(0, I)). L_{t-1} = (SNR(t-1) - SNR(t)) / 2 |x_0 - x_0'|^2, SNR(t) = a_t / (1 - a_t),
+    x_0' the data foreseen (Kingma et al. 2021, eq. 14: the variance is that of the posterior); the sum over t is
+    T - 1 times one t an image, even over a batch. L_0: the part of N(x_0', beta_1) within a level (eq. 13).
+    """
+
+    task: Diffusion
+
+    def loss(
+        self, params, collections, batch, key, train: bool
+    ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
+        process, x0, keys = self.task.process, self.task.data(batch), jax.random.split(key, 3)
+        total, variables, mask = process.num_steps, {"params": params, **collections}, batch.get("mask")
+
+        def foreseen(t, key):
+            noise = jax.random.normal(key, x0.shape)
+            x = process.noised(x0, t, noise)
+            label = batch.get("label") if self.task.model.num_classes else None
+            output = self.task.output(variables, x, t, label, None)
+            return jnp.clip(process.split(self.task.predict, x, t, output)[0], -1, 1)
+
+        def over_pixels(x):
+            return x.reshape(len(x), -1).sum(1)
+
+        a = process.signal.astype(np.float64)
+        snr = a[1:] / (1 - a[1:])
+        last = over_pixels(a[-1] * x0**2 - a[-1] - math.log1p(-a[-1])) / 2
+        if total > 1:
+            along = (jax.random.uniform(keys[0]) + jnp.arange(len(x0)) / len(x0)) % 1
+            place = jnp.floor(along * (total - 1)).astype(jnp.int32)
+            weight = jnp.asarray((total - 1) / 2 * -np.diff(snr), jnp.float32)[place]
+            last = last + weight * over_pixels((x0 - foreseen(place + 2, keys[1])) ** 2)
+        first = foreseen(jnp.ones(len(x0), jnp.int32), keys[2])
+        away, width = jnp.abs(x0 - first), math.sqrt(1 - a[1])
+        inside = jnp.abs(x0) < 1 - 1e-3  # the first level and the last have no end
+        within = ndtr((1 / 255 - away) / width) - inside * ndtr((-1 / 255 - away) / width)
+        nats = last - over_pixels(jnp.log(jnp.maximum(within, 1e-30)))
+        bits = nats / (math.prod(x0.shape[1:]) * math.log(2))
+        return Mean.of(nats, mask), {"bits_per_dim": Mean.of(bits, mask)}, collections
 
 
 def timesteps(total: int, num_steps: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from lmlab.experiment import Mean, PyTree
 from lmlab.layers.convolution import conv, conv_transpose, with_channels
 from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense
-from lmlab.models.classifier import batch_norm
+from lmlab.layers.normalization import batch_norm
 from lmlab.tasks import binary_cross_entropy
 
 INIT = nn.initializers.normal(0.02)

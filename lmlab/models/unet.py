@@ -10,19 +10,7 @@ from lmlab.layers.attention import MultiHeadAttention
 from lmlab.layers.convolution import HE, conv, from_patches, to_patches, upsample, with_channels
 from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense
-
-GROUP = 8
-"""Channels normalized together."""
-
-
-def group_norm() -> nn.GroupNorm:
-    """Group normalization (Wu and He 2018): by the mean and variance of 8 channels of one image."""
-    return nn.GroupNorm(
-        num_groups=None,
-        group_size=GROUP,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("mlp",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("mlp",)),
-    )
+from lmlab.layers.normalization import GROUP, group_norm
 
 
 class ResidualBlock(nn.Module):

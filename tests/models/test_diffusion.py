@@ -8,10 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from lmlab.data import points
 from lmlab.evaluation import energy
-from lmlab.models.diffusion import PREDICTIONS, Denoiser, Diffusion, PointNetwork, Process, timesteps
+from lmlab.models.diffusion import (
+    PREDICTIONS,
+    Denoiser,
+    Diffusion,
+    PointNetwork,
+    Process,
+    VariationalBound,
+    timesteps,
+)
 from lmlab.models.unet import UNet
 
 pytestmark = pytest.mark.slow
@@ -274,6 +283,46 @@ def test_guidance_is_linear_between_no_class_and_the_class(predict):
         data = [task.process.split(predict, x, t, y)[0] for y in (found, none, plain)]
         np.testing.assert_allclose(data[0], data[1] + guidance * (data[2] - data[1]), atol=1e-4)
     assert abs(plain - none).max() > 1e-3
+
+
+class Oracle:
+    """Foresees the data, moved by `error`: its output is `error` more than what x_0 it is given."""
+
+    num_classes = 0
+
+    def __init__(self, x0, error):
+        self.x0, self.error = x0, error
+
+    def apply(self, variables, x, t, label=None, train=False, rngs=None):
+        return self.x0 + self.error
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01, -0.3])
+def test_bound_is_the_sum_over_all_steps(error):
+    """Eq. 5 of Ho et al. written out in float64: the divergences of Gaussians by their means and variances."""
+    process = Process(6, first=1e-3, last=0.5)
+    levels = np.array([[0, 1, 100], [128, 254, 255]] * 300)
+    x0 = 2 * levels / 255 - 1
+    task = Diffusion(Oracle(jnp.asarray(x0, jnp.float32), error), process, "x0")
+    bound = VariationalBound(task)
+    mean, metrics, _ = bound.loss(
+        {}, {}, {"image": jnp.asarray(levels / 255, jnp.float32)}, jax.random.key(0), False
+    )
+
+    a = process.signal.astype(np.float64)
+    foreseen = np.clip(x0 + error, -1, 1)
+    nats = 0.5 * (a[-1] * x0**2 + (1 - a[-1]) - 1 - np.log(1 - a[-1]))  # KL(q(x_T | x_0) | N(0, 1))
+    for t in range(2, 7):
+        _, deviation = posterior(process, 0.0, 0.0, t)
+        means = [posterior(process, 0.3, x, t)[0] for x in (x0, foreseen)]  # the same x_t in both
+        nats = nats + (means[0] - means[1]) ** 2 / (2 * deviation**2)
+    level = scipy.stats.norm(foreseen, np.sqrt(1 - a[1]))
+    low = np.where(levels == 0, -np.inf, x0 - 1 / 255)
+    high = np.where(levels == 255, np.inf, x0 + 1 / 255)
+    within = np.where(x0 > foreseen, level.sf(low) - level.sf(high), level.cdf(high) - level.cdf(low))
+    nats = nats - np.log(np.maximum(within, 1e-30))
+    np.testing.assert_allclose(mean.value, nats.sum(1).mean(), rtol=1e-2)
+    np.testing.assert_allclose(metrics["bits_per_dim"].value, mean.value / 3 / np.log(2), rtol=1e-5)
 
 
 def test_a_model_without_classes_takes_no_label():

@@ -70,6 +70,7 @@ def test_errors_are_shares_of_wrong_answers(module):
     # the first draw always says 1, the second never: it says 0, the first of the others
     np.testing.assert_allclose(arrays["logistic"], [[0.5, 0.75]])
     np.testing.assert_allclose(scalars["naive_bayes_30"], 0.625)
+    np.testing.assert_allclose(scalars["lead_30"], 0.0)
     chance = np.exp(1) / (np.exp(1) + 9)
     np.testing.assert_allclose(
         scalars["loss"], -(2 * np.log(chance) + 2 * np.log(chance / np.exp(1))) / 4, rtol=1e-5

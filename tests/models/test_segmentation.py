@@ -9,6 +9,7 @@ import pytest
 
 from lmlab import config as configs
 from lmlab.data import images
+from lmlab.evaluation.likelihood import Likelihood
 from lmlab.experiment import Assets
 
 pytestmark = pytest.mark.slow
@@ -65,12 +66,32 @@ def test_scenes_are_new_each_epoch_and_the_same_for_the_same_seed():
     assert (first(0, 0) != first(0, 1)).any() and (first(0, 0) != first(1, 0)).any()
 
 
+class Says:
+    """A model whose logits are those of the guesses it is given as images."""
+
+    def apply(self, variables, image, *rest, **options):
+        return jax.nn.one_hot(image, 11)
+
+
 def test_overlap_by_hand(module):
-    label = np.array([[0, 0, 1, 1], [2, 2, 0, 0]])
-    guess = np.array([[0, 1, 1, 0], [2, 0, 0, 0]])
-    found = module.overlap(guess, label)
-    # background: both 3, either 6; class 1: 1 of 3; class 2: 1 of 2; the others are nowhere
-    np.testing.assert_allclose(found, [3 / 6, 1 / 3, 1 / 2] + [1.0] * 8)
+    """Over all images of a part at once; what is padding counts for nothing."""
+    label = np.array(
+        [[[0, 0, 1, 1], [2, 2, 0, 0]], [[0, 0, 0, 0], [3, 3, 3, 3]], [[0, 0, 0, 3], [3, 0, 0, 0]]]
+    )
+    guess = np.array(
+        [[[0, 1, 1, 0], [2, 0, 0, 0]], [[0, 0, 0, 0], [0, 3, 3, 3]], [[0, 0, 0, 0], [0, 0, 0, 3]]]
+    )
+    part = {"image": guess, "label": label}
+    scores, shown = module.Overlap(
+        Likelihood(module.Segment(Says()), lambda: part, batch_size=2, held_out=True)
+    )({"params": {}}, jax.random.key(0))
+    # class 1: 1 of 3 pixels; class 2: 1 of 2; class 3: 3 of 4 in the second image and 0 of 3 in the third
+    assert [round(scores[f"iou_{k}"], 6) for k in range(4)] == [0.333333, 0.5, round(3 / 7, 6), 0.0]
+    background = np.sum((guess == 0) & (label == 0)) / np.sum((guess == 0) | (label == 0))
+    np.testing.assert_allclose(scores["iou_background"], background, rtol=1e-6)
+    np.testing.assert_allclose(scores["iou"], (1 / 3 + 1 / 2 + 3 / 7) / 10, rtol=1e-6)
+    np.testing.assert_allclose(scores["accuracy"], np.mean(guess == label), rtol=1e-6)
+    np.testing.assert_array_equal(shown["guess"], guess)
 
 
 @pytest.mark.parametrize(
