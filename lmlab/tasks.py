@@ -68,6 +68,30 @@ class NextToken:
 
 
 @dataclasses.dataclass(frozen=True)
+class LastToken:
+    """Cross-entropy in nats of the last token of each row, of which the model is given those before it.
+
+    The model maps tokens (B, N) to logits (B, V). A batch is {"tokens": (B, N+1)} and {"mask": (B,)}: 0 for padding.
+    """
+
+    model: nn.Module
+
+    def init(self, key, batch: Batch) -> tuple[PyTree, dict[str, PyTree]]:
+        return _init(self.model, key, batch["tokens"][:, :-1])
+
+    def loss(
+        self, params, collections, batch: Batch, key, train: bool
+    ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
+        inputs, target = batch["tokens"][:, :-1], batch["tokens"][:, -1]
+        rngs = {"dropout": key} if train else None
+        kept = list(collections) if train else []
+        variables = {"params": params, **collections}
+        logits, new = self.model.apply(variables, inputs, train=train, rngs=rngs, mutable=kept)
+        loss = Mean.of(cross_entropy(logits, target), batch.get("mask"))
+        return loss, {"loss": loss}, dict(new) if train else collections
+
+
+@dataclasses.dataclass(frozen=True)
 class Reconstruct:
     """Binary cross-entropy of images from their reconstruction, the mean over pixels and examples.
 

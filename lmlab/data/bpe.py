@@ -14,6 +14,7 @@ whose second is; the symbols a text begins with are the oldest, in sorted order.
 second step, where Za and ab stand twice each.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -49,7 +50,7 @@ def learn(words: Mapping[tuple[Symbol, ...], int], num_merges: int) -> list[Pair
 
 def pairs(word: tuple[Symbol, ...]) -> Counter[Pair]:
     """How often each pair of neighbours stands in a word: that of "aaa" twice, though only one can be merged."""
-    return Counter(zip(word, word[1:], strict=False))
+    return Counter(itertools.pairwise(word))
 
 
 def merge(word: Iterable[Symbol], pair: Pair) -> tuple[Symbol, ...]:

@@ -5,27 +5,16 @@ without its oldest token, which is what all smoothing falls back on.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import flax.linen as nn
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
+
+from lmlab.layers.linear import Embed
 
 SMOOTHINGS = ("add", "interpolated", "kneser_ney")
 Tables = list[dict[str, np.ndarray]]
-
-
-def rows(sequences: Sequence[Int[np.ndarray, "_"]], context: int, start: int) -> Int[np.ndarray, "N n"]:
-    """Each token of each sequence as the last of a row, after the `context` tokens before it; `start` fills."""
-    if context < 0:
-        raise ValueError(f"context must be at least 0, received {context}")
-    filled = [part for ids in sequences for part in (np.full(context, start), ids)]
-    ids = np.concatenate(filled).astype(np.int32) if filled else np.zeros(0, np.int32)
-    if len(ids) <= context:
-        return np.zeros((0, context + 1), np.int32)
-    ends = np.cumsum([context + len(ids) for ids in sequences])
-    windows = np.lib.stride_tricks.sliding_window_view(ids, context + 1)
-    last = np.concatenate([np.arange(end - len(ids), end) for end, ids in zip(ends, sequences, strict=True)])
-    return windows[last - context]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +51,7 @@ class NGram:
     # -- counting ------------------------------------------------------------------------------------
 
     def fit(self, rows: Int[np.ndarray, "N n"]) -> Tables:
-        """The counts of a text's rows (see `rows`), a table for each length of context from 0 on.
+        """The counts of a text's rows, n tokens that follow each other: a table for each length of context from 0 on.
 
         parent, token: of each context, sorted, the one without its oldest token, and that token (of length 0 there
         is one, empty). context, word, count: of each pair of context and word, sorted, how often.
@@ -146,3 +135,14 @@ class NGram:
         wanted = np.asarray(left, np.int64) * self.vocab_size + right
         places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         return np.where((keys[places] == wanted) & (np.asarray(left) >= 0), places, -1)
+
+
+class Bigram(nn.Module):
+    """Logits of the next token as one linear layer of the last one as one-hot: a row of a table."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B N"], train: bool = False) -> Float[Array, "B V"]:
+        del train
+        return Embed(self.vocab_size, self.vocab_size, ("embed", "vocab"), name="table")(tokens[:, -1])

@@ -1,8 +1,11 @@
+import functools
+import gzip
+
 import numpy as np
 import pytest
 
 from lmlab.data.corpus import Corpus
-from lmlab.data.tokenizers import ByteTokenizer
+from lmlab.data.tokenizers import ByteTokenizer, WordTokenizer
 from lmlab.experiment import Assets
 
 
@@ -38,6 +41,22 @@ def test_another_text_is_refused(path, tmp_path):
     with pytest.raises(ValueError, match="is not the one of this run") as error:
         Corpus(str(path), Assets(tmp_path / "run")).text  # noqa: B018
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_parts(tmp_path):
+    """The parts are its files, and the tokenizer learns from the one that it is told to learn from."""
+    (tmp_path / "train.txt").write_text("a b\na b\n")
+    (tmp_path / "valid.txt.gz").write_bytes(gzip.compress(b"a c\n"))
+    (tmp_path / "test.txt").write_text("b\n")
+    make = functools.partial(WordTokenizer.train, specials=("<unk>", "<end>"))
+    parts = [("train", 1.0), ("validation", 0.0), ("test", 0.0)]
+    corpus = Corpus(str(tmp_path), Assets(), parts, make, learn="train")
+    ids = {name: ids.tolist() for name, ids in corpus.ids.items()}
+    assert ids == {"train": [2, 3, 1, 2, 3, 1], "validation": [2, 0, 1], "test": [3, 1]}
+    assert Corpus(str(tmp_path), Assets(), parts, make).tokenizer.vocab_size == 5, "c is learned from all"
+    (tmp_path / "test.txt").unlink()
+    whole = Corpus(str(tmp_path), Assets(), (("train", 0.5), ("validation", 0.5)))
+    assert set(whole.files) == {"train", "validation"} and whole.pieces["validation"] == "a c\n"
 
 
 def test_no_path_is_the_python_reference():

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lmlab.models.ngram import SMOOTHINGS, NGram, rows
+from lmlab.data.lines import rows
+from lmlab.models.ngram import SMOOTHINGS, NGram
 
 V = 6
 
