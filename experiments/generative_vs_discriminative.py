@@ -216,7 +216,7 @@ def figures(runs):
     curve(right, kept[0]["examples"], np.concatenate(differences, axis=1), "by draw", 0)
     right.axhline(0, color="0.6", linewidth=0.6)
     left.set(xscale="log", xlabel="training examples", ylabel="test error, %")
-    right.set(xscale="log", xlabel="training examples", ylabel="logistic regression minus naive Bayes, %")
+    right.set(xscale="log", xlabel="training examples", ylabel="lead of naive Bayes, %")
     left.legend()
     return {"errors": figure}
 

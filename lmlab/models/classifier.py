@@ -76,6 +76,11 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "B H W *C"], train: bool) -> Float[Array, "B D"]:
         x, init = with_channels(image), INITIALIZERS[self.initializer]
+        if min(x.shape[1:3]) < 2 ** len(self.features):
+            raise ValueError(
+                f"features: {len(self.features)} layers, each halving the image, are too many for"
+                f" {x.shape[1]} x {x.shape[2]} pixels"
+            )
         for width in self.features:
             x = conv(width, use_bias=not self.normalize, kernel_init=init)(x)
             x = batch_norm(train)(x) if self.normalize else x

@@ -1,5 +1,7 @@
 """The classifiers against NumPy and PyTorch, and what they refuse."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+import lmlab
 from lmlab.models.classifier import CNN, INITIALIZERS, MLP, Classifier, Classify, ResNet
 
-pytestmark = pytest.mark.slow
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "classifier.py"
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +181,29 @@ def test_one_batch_can_be_learnt_by_heart(network):
 def test_what_is_refused(network, changes, said):
     with pytest.raises(ValueError, match=said):
         network(**changes)
+
+
+def test_more_halvings_than_pixels_are_refused():
+    with pytest.raises(
+        ValueError, match="features: 4 layers, each halving the image, are too many for 8 x 8"
+    ):
+        made(CNN((4, 4, 4, 4), 8))
+
+
+def test_a_run_with_batch_normalization_goes_on_bitwise(tmp_path):
+    """3 + 3 updates are 6, parameters and running averages alike."""
+    spec = f"{EXPERIMENT}:mlp_batchnorm,demo"
+    leaves = {"batch_size": 8, "parallel.data": 1, "model.features": (4,), "evaluate_every": "0"}
+    leaves |= {"optimizer.schedule": "constant", "optimizer.warmup": "0 steps", "checkpoint.every": "3"}
+    straight = lmlab.train(spec, tmp_path / "straight", leaves | {"duration": "6 steps"})
+    for duration in ("3 steps", "6 steps"):
+        resumed = lmlab.train(spec, tmp_path / "resumed", leaves | {"duration": duration})
+    expected, found = (run.at(6)[1] for run in (straight, resumed))
+    assert expected.keys() == {"params", "batch_stats"}
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    before = straight.at(3)[1]["batch_stats"]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, expected["batch_stats"])
+    assert all(jax.tree.leaves(moved)), "the averages went on after the third update"
 
 
 def test_images_of_another_size_are_refused():

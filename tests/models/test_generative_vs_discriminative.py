@@ -11,8 +11,6 @@ from lmlab import config as configs
 from lmlab.data import images
 from lmlab.experiment import Assets
 
-pytestmark = pytest.mark.slow
-
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "generative_vs_discriminative.py"
 
 

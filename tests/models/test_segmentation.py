@@ -12,8 +12,6 @@ from lmlab.data import images
 from lmlab.evaluation.likelihood import Likelihood
 from lmlab.experiment import Assets
 
-pytestmark = pytest.mark.slow
-
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "segmentation.py"
 
 
