@@ -301,7 +301,7 @@ def image_figures(run):
         place = int(along * steps)
         t = total - total * place // steps
         reverse[f"t = {t}"] = unit(path[0][place])
-        reverse[f"data seen at {t}"] = unit(path[1][place])
+        reverse[f"seen at {t}"] = unit(path[1][place])
     drawn = {"forward": images.rows(forward), "reverse": images.rows(reverse | {"t = 0": unit(x)})}
     if not classes:
         return drawn | {"samples": images.grid(run.sample(num_samples=100).images)}

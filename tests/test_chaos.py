@@ -57,10 +57,13 @@ def environment(tmp_path):
 
 
 class Victim:
-    """`lmlab` under way, or not, with arguments that are always the same. seconds: what it takes to begin."""
+    """`lmlab` under way, or not, with arguments that are always the same.
 
-    def __init__(self, folder: Path, argv: list[str], environment: dict[str, str], seconds: float = 0.0):
-        self.folder, self.seconds = folder, seconds
+    pace: seconds that it takes to begin, and for a step.
+    """
+
+    def __init__(self, folder: Path, argv: list[str], environment: dict[str, str], pace=(0.0, 0.0)):
+        self.folder, self.pace = folder, pace
         self.argv = [sys.executable, "-m", "lmlab", *argv, f"--workdir={folder}"]
         self.environment = environment
         self.random = np.random.default_rng(0)
@@ -89,17 +92,18 @@ class Victim:
         before, process = self.newest, self.start()
         while self.newest <= before and process.poll() is None:
             time.sleep(0.02)
-        time.sleep(self.random.uniform(0, 0.3))
+        time.sleep(self.random.uniform(0, 5 * self.pace[1]))
         return process
 
     def undisturbed(self) -> None:
-        """To its end; notes the seconds to its first checkpoint."""
+        """To its end; notes its pace."""
         began, process = time.monotonic(), self.start()
         while not self.newest and process.poll() is None:
             time.sleep(0.02)
-        self.seconds = time.monotonic() - began
+        saved = time.monotonic()
         code, out, err = self.end(process)
         assert (code, err) == (0, ""), (out, err)
+        self.pace = saved - began, (time.monotonic() - saved) / self.newest
 
     # -- what befalls it -----------------------------------------------------------------------------
 
@@ -110,10 +114,8 @@ class Victim:
         """
         if self.random.random() < 1 / 3:
             before, process = self.newest, self.start()
-            end = time.monotonic() + self.random.uniform(0, self.seconds)
-            while (
-                self.newest <= before and time.monotonic() < end
-            ):  # it may be sooner ready than the first was
+            end = time.monotonic() + self.random.uniform(0, self.pace[0])
+            while self.newest <= before and time.monotonic() < end:  # the first had to compile
                 time.sleep(0.02)
         else:
             process = self.after_a_save()
@@ -182,7 +184,7 @@ def straight(request, tmp_path, points, environment):
 
 
 def another(straight: Victim, folder: Path) -> Victim:
-    return Victim(folder, straight.argv[3:-1], straight.environment, straight.seconds)
+    return Victim(folder, straight.argv[3:-1], straight.environment, straight.pace)
 
 
 def finish(run: Victim, straight: Victim) -> None:
@@ -291,7 +293,7 @@ def test_a_sweep_survives(tmp_path, points, environment):
     argv = ["sweep", f"--config={SURVIVOR}", f"--config.data.path={points}", *axes]
     straight = Victim(tmp_path / "straight", argv, environment)
     straight.undisturbed()
-    sweep = Victim(tmp_path / "sweep", argv, environment, straight.seconds)
+    sweep = Victim(tmp_path / "sweep", argv, environment, straight.pace)
     for number in range(KILLS // 2):
         sweep.killed(below=number % 4 == 3)
     code, out, _ = sweep.end(sweep.start())

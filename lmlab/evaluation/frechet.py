@@ -76,11 +76,11 @@ class Scorer:
         images = np.asarray(images)
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 255
-        if times := self.shape[0] // images.shape[1] if images.shape[1] else 0:
-            images = images.repeat(times, axis=1).repeat(times, axis=2)
-        if images.shape[1:] != self.shape:
-            raise ValueError(f"images must be {self.shape}, received {images.shape[1:]}")
-        return self.classifier.experiment.task.outputs(self.classifier.variables, images)[0]
+        times = max(1, self.shape[0] // images.shape[1])
+        enlarged = images.repeat(times, axis=1).repeat(times, axis=2)
+        if enlarged.shape[1:] != self.shape:
+            raise ValueError(f"images must be {self.shape}, or a part of it; received {images.shape[1:]}")
+        return self.classifier.experiment.task.outputs(self.classifier.variables, enlarged)[0]
 
     def __call__(self, images) -> float:
         return distance(self.reference, self.features(images))

@@ -10,8 +10,6 @@ import scipy.linalg
 import lmlab
 from lmlab.evaluation import frechet
 
-pytestmark = pytest.mark.slow
-
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -72,9 +70,12 @@ def test_real_images_are_near_and_noise_is_far(runs):
     scorer = frechet.Scorer(runs[0], 300)
     assert scorer(scorer.images) < 1e-4
     scale = scorer.scale()
-    assert 0 < scale["test images"] < scale["uniform noise"] / 5
+    assert 0 < scale["test images"] < scale["test images at half the size"] < scale["uniform noise"]
+    assert scale["test images"] < scale["uniform noise"] / 5
+    small = np.random.default_rng(0).random((40, 4, 4), np.float32)
+    assert scorer(small) == scorer(np.kron(small, np.ones((2, 2), np.float32))), "enlarged pixel by pixel"
     assert scorer(scorer.images / np.float32(255)) < 1e-4, "bytes and floats are the same images"
-    with pytest.raises(ValueError, match=r"images must be \(8, 8\), received \(28, 28\)"):
+    with pytest.raises(ValueError, match=r"images must be \(8, 8\), or a part of it; received \(28, 28\)"):
         scorer(np.zeros((5, 28, 28), np.float32))
     with pytest.raises(ValueError, match="no classifier"):
         frechet.Scorer(runs[1])
@@ -92,6 +93,8 @@ def test_the_hash_is_of_the_parameters(runs):
 def test_the_command_writes_a_record_and_a_figure(runs, tmp_path, capsys):
     classifier, gan = runs
     argv = [f"--classifier={classifier.folder}", str(gan.folder), "--samples=200", "--draws=2"]
+    kept = {"metrics": {"test/bits_per_dim": {"mean": 1.25}}}
+    (tmp_path / "gan-demo.json").write_text(json.dumps(kept))
     assert frechet.main([*argv, f"--results={tmp_path}"]) == 0
     assert "gan:demo  seed 0  draw 1: " in capsys.readouterr().out
     record = json.loads((tmp_path / "frechet-digits.json").read_text())
@@ -99,6 +102,10 @@ def test_the_command_writes_a_record_and_a_figure(runs, tmp_path, capsys):
     assert row["name"] == "gan:demo" and len(row["values"]) == 2 and row["seconds_per_1000"] > 0
     np.testing.assert_allclose(row["mean"], np.mean(row["values"]))
     assert row["values"][0] != row["values"][1], "each draw is another"
+    assert row["size"] == [8, 8] and row["bits"] == 1.25
+    lines = (tmp_path / "frechet-digits.md").read_text().splitlines()
+    assert lines[2].startswith(f"| `gan:demo` | {row['mean']:.2f} ± ") and "| 1.250 | 8 x 8 |" in lines[2]
+    assert any(line.startswith("| *test images* | ") for line in lines[3:])
     assert record["scale"]["test images"] < row["mean"]
     assert record["sha256"] == frechet.hash_of(classifier.variables)
     assert record["classifier"].startswith("lmlab train --config=experiments/classifier.py:mlp,demo")

@@ -17,8 +17,6 @@ from lmlab.models.gan import Adversaries, ConvDiscriminator, ConvGenerator, Disc
 from lmlab.training import optimizer
 from lmlab.training.step import create, make_step, make_update
 
-pytestmark = pytest.mark.slow
-
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -46,7 +44,9 @@ def begun(task, batch, seed=0):
     leaves = configs.base(optimizer={"name": "adam", "learning_rate": 1e-2, "b1": 0.5}).optimizer
     both = {part: optimizer.build(clock, **leaves) for part in ("generator", "discriminator")}
     experiment = lmlab.experiment.Experiment(task=task, step=task.step)
-    state = nn.meta.unbox(create(experiment, both, jax.random.key(seed), batch, False))
+    state = jax.jit(lambda key: nn.meta.unbox(create(experiment, both, key, batch, False)))(
+        jax.random.key(seed)
+    )
     return experiment, state, both
 
 
@@ -131,8 +131,8 @@ def test_each_descends_on_its_own_loss():
 def test_shapes_and_range_of_what_is_drawn():
     task = Adversaries(ConvGenerator((8, 4), (12, 8, 3)), ConvDiscriminator((4, 8)), 5)
     batch = {"image": jnp.zeros((2, 12, 8, 3))}
-    params, collections = task.init(jax.random.key(0), batch)
-    drawn = task.sample({"params": nn.meta.unbox(params), **nn.meta.unbox(collections)}, jax.random.key(0), 5)
+    params, collections = nn.meta.unbox(jax.jit(task.init)(jax.random.key(0), batch))
+    drawn = task.sample({"params": params, **collections}, jax.random.key(0), 5)
     assert drawn.shape == (5, 12, 8, 3) and drawn.min() >= 0 and drawn.max() <= 1 and drawn.std() > 0
 
 
@@ -202,6 +202,7 @@ def test_parzen_windows_against_the_sum_written_out():
 # -- runs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_optimizers_statistics_and_averages_resume_to_the_same_bits(tmp_path):
     overrides = {
         "duration": "6 steps",

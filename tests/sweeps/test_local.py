@@ -367,7 +367,7 @@ def test_a_narrow_terminal_shows_names_and_that_lines_are_cut(tmp_path):
     text = drawn(narrow, 4)
     assert all(
         word in text
-        for word in ("seed=0  failed  lmlab", "…", "seed=1  waiting", "1 failed, 1 waiting", "stopping")
+        for word in ("seed=0  failed   lmlab", "…", "seed=1  waiting", "1 failed, 1 waiting", "stopping")
     )
 
 

@@ -370,6 +370,13 @@ def test_a_run_that_failed_has_no_say_in_the_metric(tmp_path):
     assert choose(tmp_path, a=["train/loss", "validation/loss"]) == "validation/loss"
 
 
+def test_a_run_whose_metrics_are_lost_has_no_say_either(tmp_path):
+    lost = tmp_path / "sweep" / "lost"
+    made.run(lost, {"seed": 9})
+    (lost / "metrics.jsonl").write_bytes(b'\xff\xfe\n5\nnull\n{"train/loss": 1}\n')
+    assert choose(tmp_path, a=["train/grad", "train/loss", "validation/loss"]) == "validation/loss"
+
+
 # -- mistakes -------------------------------------------------------------------------------------------
 
 
