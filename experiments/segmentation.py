@@ -9,7 +9,7 @@ background and all pieces, 1 to 10 the digit's own pixels. Images are made anew 
     lmlab evaluate --workdir=runs/segmentation          # intersection over union, by class
     lmlab figures --workdir=runs/segmentation
 
-demo: half a minute on two cores (digits of 8 x 8). cpu: 6 minutes. default: a wider network, for a GPU (not run).
+demo: half a minute on two cores (digits of 8 x 8). cpu: 9 minutes. default: a wider network, for a GPU (not run).
 Trained on scenes of train[:55000], watched on those of train[55000:]; test scenes are made of test digits alone.
 """
 
@@ -35,7 +35,7 @@ from lmlab.training import optimizer
 FAMILY, PAPER = "segmentation", "Ronneberger et al. 2015"
 VARIANTS = {
     "demo": "scikit-learn's digits of 8 x 8 on canvases of 16 x 16: half a minute",
-    "cpu": "a smaller network, which two cores train in 6 minutes",
+    "cpu": "a smaller network, which two cores train in 9 minutes",
     "fashion": "Fashion-MNIST in place of MNIST",
 }
 TARGETS = {"cpu": [Target("test/iou", 0.75, higher_is_better=True)]}

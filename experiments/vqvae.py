@@ -13,7 +13,7 @@ the prior sees codes that still change, and the falling learning rate brings bot
     lmlab sample --workdir=runs/vqvae-by-label --label=7
 
 The paper gives no number for MNIST: reconstruction is the binary cross-entropy a pixel, as in autoencoder.py.
-demo: half a minute. cpu: ten minutes on two cores. default: the paper's widths and rate, for a GPU.
+demo: half a minute. cpu: 13 minutes on one core. default: the paper's widths and rate, for a GPU (not run).
 """
 
 import functools

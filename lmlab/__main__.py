@@ -351,9 +351,8 @@ def command(argv: list[str]) -> int:
     except (UsageError, FlagError) as error:
         return errors.fail(f"lmlab {name}", error)
     except OSError as error:
-        return errors.fail(
-            f"lmlab {name}", errors.of_system(error), 1 if type(error).__name__ == "DiskFull" else 2
-        )
+        code = 1 if type(error).__name__ == "DiskFull" else 2
+        return errors.fail(f"lmlab {name}", errors.of_system(error), code)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not errors.ours(error):
             raise
@@ -371,6 +370,8 @@ def _checkpoint(text: str) -> int | str | None:
 def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
     import numpy as np
 
+    from lmlab.figures import images
+
     folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem for path in folder.iterdir()}
     name = next(
@@ -381,13 +382,9 @@ def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
         written.append(folder / f"{name}.txt")
         written[-1].write_text("\n---\n".join(drawn.texts) + "\n")
     if drawn.images is not None:
-        from lmlab.figures import images
-
         written.append(folder / f"{name}.png")
         images.write_png(drawn.images, written[-1])
     if drawn.frames is not None:
-        from lmlab.figures import images
-
         written.append(folder / f"{name}.gif")
         images.write_gif(drawn.frames, written[-1])
     arrays = dict(drawn.arrays) | ({} if drawn.images is None else {"images": drawn.images})

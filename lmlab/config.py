@@ -256,8 +256,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise ValueError(
                 f"duration must be a positive number of steps, epochs or examples, received {config.duration!r}"
             )
-    for key, value in leaves(config):
-        _rule(key, value, value == value, "a number")  # which NaN is not, nor is it equal to itself
     optimizer = config.optimizer
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("parallel.mode", config.parallel.mode, MODES)
@@ -290,6 +288,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"parallel: only one axis may be -1, received data, fsdp, tensor = {axes}")
     if config.parallel.mode == "pmap" and axes[1:] != [1, 1]:
         raise ValueError(f"parallel.mode 'pmap' spreads over data alone; received fsdp, tensor = {axes[1:]}")
+    for key, value in leaves(config):
+        _rule(key, value, value == value, "a number")  # which NaN is not, nor is it equal to itself
 
 
 def _one_of(name: str, value, allowed) -> None:

@@ -269,10 +269,13 @@ def test_a_second_ctrl_c_ends_a_run_that_saves_after_the_first(tmp_path, points,
     slow.argv[1:3] = ["-c", SLOW_TO_SAVE, "train"]
     process = slow.start()
     while metrics.read(folder / "metrics.jsonl")[-1]["step"] == 4:
+        assert process.poll() is None, slow.end(process)
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "saving\n"
-    process.send_signal(signal.SIGTERM)  # heeded already
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)  # of two at once the second may go to another thread, and the first sleep on
+    assert process.poll() is None, "it saves as it was told to"
     process.send_signal(signal.SIGINT)
     code, _, err = slow.end(process)
     assert (code, err) == (130, "lmlab train: interrupted; nothing was saved since the last checkpoint\n")

@@ -30,16 +30,9 @@ from lmlab.training.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
-LONG = (
-    "classifier",
-    "generative_vs_discriminative",
-    "memorization",
-    "pixels",
-    "segmentation",
-    "vae",
-)
+LONG = ("vae",)
 """Networks of images, whose demos compile and train for minutes: `make test-all`."""
-MANY = ("diffusion", "gan", "vqvae")
+MANY = ("classifier", "diffusion", "gan", "vqvae")
 """Those whose demo is quick, but whose variants each compile a large program: those are for `make test-all`."""
 TIERS = ("demo", "cpu")
 SMALL = {

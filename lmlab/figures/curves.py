@@ -113,7 +113,9 @@ def _together(tables: Sequence[pd.DataFrame], metric: str, x: str, group: str) -
     rows = [table.assign(at=table["step"]).set_index("at")[[x, metric]].dropna() for table in tables]
     joined = pd.concat(rows, axis=1, join="inner", keys=range(len(rows)))
     if joined.empty:
-        raise ValueError(f"the runs of group {group!r} have no logged step of {metric} in common")
+        raise ValueError(
+            f"{len(tables)} runs{f' of {group}' * bool(group)} logged {metric} at no step in common"
+        )
     values = joined.xs(metric, axis=1, level=1)
     deviation = values.std(axis=1, ddof=1) if len(rows) > 1 else 0.0 * values.iloc[:, 0]
     return pd.DataFrame(

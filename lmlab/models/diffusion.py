@@ -263,6 +263,7 @@ class VariationalBound:
     L_T = KL(q(x_T | x_0) | N(0, I)). L_{t-1} = (SNR(t-1) - SNR(t)) / 2 |x_0 - x_0'|^2, SNR(t) = a_t / (1 - a_t),
     x_0' the data foreseen (Kingma et al. 2021, eq. 14: the variance is that of the posterior); the sum over t is
     T - 1 times one t an image, even over a batch. L_0: the part of N(x_0', beta_1) within a level (eq. 13).
+    A conditional model is told the class.
     """
 
     task: Diffusion
@@ -285,17 +286,17 @@ class VariationalBound:
 
         a = process.signal.astype(np.float64)
         snr = a[1:] / (1 - a[1:])
-        last = over_pixels(a[-1] * x0**2 - a[-1] - math.log1p(-a[-1])) / 2
+        nats = over_pixels(a[-1] * x0**2 - a[-1] - math.log1p(-a[-1])) / 2
         if total > 1:
             along = (jax.random.uniform(keys[0]) + jnp.arange(len(x0)) / len(x0)) % 1
             place = jnp.floor(along * (total - 1)).astype(jnp.int32)
             weight = jnp.asarray((total - 1) / 2 * -np.diff(snr), jnp.float32)[place]
-            last = last + weight * over_pixels((x0 - foreseen(place + 2, keys[1])) ** 2)
+            nats = nats + weight * over_pixels((x0 - foreseen(place + 2, keys[1])) ** 2)
         first = foreseen(jnp.ones(len(x0), jnp.int32), keys[2])
         away, width = jnp.abs(x0 - first), math.sqrt(1 - a[1])
         inside = jnp.abs(x0) < 1 - 1e-3  # the first level and the last have no end
         within = ndtr((1 / 255 - away) / width) - inside * ndtr((-1 / 255 - away) / width)
-        nats = last - over_pixels(jnp.log(jnp.maximum(within, 1e-30)))
+        nats = nats - over_pixels(jnp.log(jnp.maximum(within, 1e-30)))
         bits = nats / (math.prod(x0.shape[1:]) * math.log(2))
         return Mean.of(nats, mask), {"bits_per_dim": Mean.of(bits, mask)}, collections
 

@@ -11,6 +11,7 @@ import pytest
 
 import lmlab
 from lmlab.models.classifier import CNN, INITIALIZERS, MLP, Classifier, Classify, ResNet
+from lmlab.run import figures
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "classifier.py"
 
@@ -204,6 +205,10 @@ def test_a_run_with_batch_normalization_goes_on_bitwise(tmp_path):
     before = straight.at(3)[1]["batch_stats"]
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, expected["batch_stats"])
     assert all(jax.tree.leaves(moved)), "the averages went on after the third update"
+    drawn = figures([straight, resumed])
+    accuracy = 100 * straight.metrics()["validation/accuracy"].dropna().iloc[-1]
+    told = [text.get_text() for text in drawn["ablation"].axes[0].texts]
+    assert told == [f"{accuracy:#.4g}\n± 0"], "two runs of one setting: their mean and deviation"
 
 
 def test_images_of_another_size_are_refused():

@@ -1,6 +1,7 @@
 """Naive Bayes and logistic regression are scikit-learn's; draws are even; errors are counted."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,22 @@ def test_errors_are_shares_of_wrong_answers(module):
     np.testing.assert_allclose(
         scalars["loss"], -(2 * np.log(chance) + 2 * np.log(chance / np.exp(1))) / 4, rtol=1e-5
     )
+
+
+def test_curves_are_over_the_draws_of_all_runs(module):
+    """Three sizes, of which scikit-learn's were fitted to two; two draws in each of two runs."""
+
+    def run(error):
+        ours = {"naive_bayes": np.array([[0.2, 0.4]] * 3), "logistic": np.full((3, 2), error)}
+        beside = {name: np.full((2, 2), error) for name in module.BESIDE}
+        return SimpleNamespace(arrays=lambda name: {**ours, **beside, "examples": np.array([10, 20, 50])})
+
+    left, right = module.figures([run(0.1), run(0.3)])["errors"].axes
+    lines = {line.get_label(): line for line in left.lines}
+    np.testing.assert_allclose(lines["naive Bayes"].get_ydata(), 30)
+    np.testing.assert_allclose(lines["logistic regression"].get_ydata(), 20)
+    np.testing.assert_array_equal(lines["support vectors"].get_xdata(), [10, 20])
+    np.testing.assert_allclose(right.lines[0].get_ydata(), -10)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Scenes whose labels are known by construction; intersection over union counted by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,16 @@ def test_overlap_by_hand(module):
     np.testing.assert_allclose(scores["iou"], (1 / 3 + 1 / 2 + 3 / 7) / 10, rtol=1e-6)
     np.testing.assert_allclose(scores["accuracy"], np.mean(guess == label), rtol=1e-6)
     np.testing.assert_array_equal(shown["guess"], guess)
+
+
+def test_bars_are_means_and_deviations_over_runs(module):
+    runs = [
+        SimpleNamespace(arrays=lambda name, value=value: {"iou": np.full(10, value)}) for value in (0.4, 0.6)
+    ]
+    bars, error = module.overlap(runs).axes[0].containers[::-1]
+    np.testing.assert_allclose([bar.get_height() for bar in bars], 0.5)
+    (_, low), (_, high) = error.lines[2][0].get_segments()[0]
+    np.testing.assert_allclose(high - low, 2 * np.std([0.4, 0.6], ddof=1))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 import lmlab
 from lmlab.__main__ import main
+from lmlab.layers import tricks
 from lmlab.models.gpt import GPT
 from lmlab.models.vqvae import VQVAE, VectorQuantized, moving_sums, nearest, straight_through
 
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def full_precision():
-    with jax.default_matmul_precision("float32"):
+    """And convolutions as XLA's own: their gradients by products compile for longer than they run here."""
+    with jax.default_matmul_precision("float32"), tricks.without("kernel_gradient"):
         yield
 
 

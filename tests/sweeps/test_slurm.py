@@ -1,4 +1,4 @@
-"""Sweeps as jobs of a real Slurm, that of one machine, which `make test-slurm` starts: two minutes on two cores.
+"""Sweeps as jobs of a real Slurm, that of one machine, which `make test-slurm` starts: minutes on two cores.
 
 What is to be stopped half way learns slowly until a gate is opened, so that no machine is too slow, or too quick.
 """
