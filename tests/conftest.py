@@ -54,6 +54,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module")
+def compiled_in_haste():
+    """For programs that run for twenty steps: what XLA would spend on making them fast is half of the time and more."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def tiny_text() -> str:
     """A few thousand characters that a tiny model can learn: ten lines, over and over."""

@@ -28,6 +28,8 @@ from lmlab.flags import Flags
 from lmlab.training.checkpoint import Checkpoints
 from lmlab.training.loop import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 LONG = ("vae",)
@@ -40,7 +42,7 @@ SMALL = {
     "batch_size": 8,
     "log_every": "5",
     "evaluate_every": "10",
-    "checkpoint.every": "2",
+    "checkpoint.every": "7",
     "parallel.data": 1,
     "model.num_layers": 1,
     "model.num_heads": 1,
@@ -102,14 +104,6 @@ def small(path: Path, variant: str) -> dict:
 def variants(path: Path) -> list[str]:
     """Every variant that is no tier, with demo."""
     return [name for name in experiment.describe(path)["VARIANTS"] if name not in TIERS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-    """Programs that run for twenty steps: what XLA would spend on making them fast is half of the time and more."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # -- the contract ------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import scipy.linalg
 import lmlab
 from lmlab.evaluation import frechet
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 

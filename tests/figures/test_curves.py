@@ -93,7 +93,7 @@ def test_mistakes_are_one_line():
         curves.loss(run(tokens=np.nan), x="tokens")
     late = run(1)
     late.table["step"] += 5
-    with pytest.raises(ValueError, match="^2 runs logged train/loss at no step in common$"):
+    with pytest.raises(ValueError, match=r"^2 runs logged train/loss at no step in common$"):
         curves.loss([run(0), late])
 
 

@@ -23,6 +23,8 @@ from lmlab.models.diffusion import (
 )
 from lmlab.models.unet import UNet
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 

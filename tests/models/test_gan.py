@@ -17,6 +17,8 @@ from lmlab.models.gan import Adversaries, ConvDiscriminator, ConvGenerator, Disc
 from lmlab.training import optimizer
 from lmlab.training.step import create, make_step, make_update
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 

@@ -10,7 +10,7 @@ from lmlab.layers import tricks
 from lmlab.models.gpt import GPT
 from lmlab.models.vqvae import VQVAE, VectorQuantized, moving_sums, nearest, straight_through
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +201,7 @@ def test_what_cannot_be_is_one_line():
 
 def test_samples_of_a_class(tmp_path, capsys):
     short = {"duration": "2 steps", "evaluate_every": "0", "parallel.data": 1, "model.num_codes": 5}
+    short |= {"prior.num_layers": 1, "prior.d_model": 8}
     run = lmlab.train("experiments/vqvae.py:conditional,demo", tmp_path / "run", short)
     drawn = run.sample(num_samples=12, label=7, seed=1)
     assert drawn.images.shape == (12, 8, 8) and drawn.arrays["codes"].shape == (12, 4, 4)
