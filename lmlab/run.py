@@ -222,6 +222,8 @@ class Run:
             raise FileNotFoundError(f"{str(folder)!r} holds no run (no run.json); `lmlab train` makes one")
         self.record: dict[str, Any] = experiment_lib.read_json(self.folder / "run.json")
         self.config = config_lib.read_json(self.folder / "config.json")
+        if missing := {"experiment", "variant", "sha256", "overrides"} - set(self.record):
+            raise ValueError(f"{self.folder / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}")
         self.path = Path(self.record["experiment"])
         self.variant: str = self.record["variant"]
         self.name = self.folder.name

@@ -303,3 +303,10 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
     (tmp_path / "run/config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         lmlab.load(tmp_path / "run")
+
+
+def test_a_run_json_that_lacks_what_a_run_is_made_of_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"variant": "", "sha256": ""}')
+    with pytest.raises(ValueError, match=r"run\.json is damaged: it lacks experiment, overrides$"):
+        lmlab.load(tmp_path)
