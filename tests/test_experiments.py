@@ -47,7 +47,7 @@ SMALL = {
     "model.num_layers": 1,
     "model.num_heads": 1,
     "model.d_model": 8,
-    "model.features": (8,),
+    "model.features": (16,),
     "model.context": 16,
     "prior.num_layers": 1,
     "prior.num_heads": 1,
