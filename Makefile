@@ -33,7 +33,7 @@ demo: install ## train a small GPT for two minutes, sample from it, draw its fig
 	@echo "  $(BIN)/lmlab train --config=experiments/gpt_char.py:demo --config.optimizer.learning_rate=0.003 --workdir=runs/faster"
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=logical --maxprocesses=8 --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=logical --maxprocesses=8 --dist=loadgroup
 
 test-all: install ## every test
 	$(BIN)/python -m pytest

@@ -187,7 +187,8 @@ def filters(run):
     kernel = np.asarray(run.variables["params"]["encoder_0"]["kernel"])
     side = kernel.shape[0] if kernel.ndim == 4 else round(kernel.shape[0] ** 0.5)
     weights = kernel.reshape(side, side, -1).transpose(2, 0, 1)[:64]
-    return images.grid(0.5 + 0.5 * weights / np.abs(weights).max((1, 2), keepdims=True), columns=8)
+    scaled = 0.5 + 0.5 * weights / np.abs(weights).max((1, 2), keepdims=True)
+    return images.grid(scaled, columns=8 if len(weights) >= 32 else None)
 
 
 def codes(code):

@@ -54,6 +54,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Which tests share a process of several: those of a file, and of test_experiments.py those of an experiment."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        each = params.get("demo", params.get("path")) if item.path.name == "test_experiments.py" else None
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {getattr(each, 'stem', '')}"))
+
+
 @pytest.fixture(scope="module")
 def compiled_in_haste():
     """For programs that run for twenty steps: what XLA would spend on making them fast is half of the time and more."""

@@ -1,15 +1,11 @@
 """What every file of experiments/ must do: keep the contract, train, be killed, resume, evaluate, draw.
 
 Files are found by themselves. Each one's demo is trained for 20 steps, made small by SMALL where it has
-such leaves; a process is killed in the middle of saving, and what it becomes after resuming is compared
-with a straight run, bit by bit.
+such leaves; it is cut off right after a save began, and what it becomes after resuming is compared with a
+straight run, bit by bit. (Processes are killed in test_checkpoint.py and test_chaos.py.)
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -56,28 +52,6 @@ SMALL = {
     "sizes": (2, 5),
     "draws": 2,
 }
-KILLED = """
-import os, signal, sys
-from lmlab.__main__ import main
-from lmlab.training.checkpoint import Checkpoints
-
-save = Checkpoints.save
-
-def save_and_die(self, state, *rest):
-    save(self, state, *rest)
-    if int(state.step) in (1, 14):  # 1: the only step of a closed form; 14: amid a log interval
-        os.kill(os.getpid(), signal.SIGKILL)  # the files are being written at this moment
-
-Checkpoints.save = save_and_die
-sys.exit(main(sys.argv[1:]))
-"""
-RESUMED = """
-import sys
-from lmlab.__main__ import main
-
-command, killed, straight = sys.argv[1:-2], *sys.argv[-2:]
-sys.exit(main([*command, "--workdir=" + killed]) or main([*command, "--workdir=" + straight]))
-"""
 
 
 def param(path: Path, *more: str):
@@ -191,28 +165,30 @@ def test_sweep_and_targets_name_what_there_is(path):
 # -- the demo, killed and resumed --------------------------------------------------------------------
 
 
+class Cut(Exception):
+    """Nothing that lmlab expects."""
+
+
 @pytest.fixture(scope="module", params=EACH)
 def demo(request, tmp_path_factory):
     """(folder of the run killed and resumed, folder of the straight run, checkpoints when it was killed)."""
     path, folder = request.param, tmp_path_factory.mktemp(request.param.stem)
     leaves = [f"--config.{key}={value}" for key, value in small(path, "demo").items()]
     command = ["train", f"--config={path}:demo", *leaves]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    }
     killed, straight = folder / "killed", folder / "straight"
+    save = Checkpoints.save
 
-    def call(program, *words):
-        argv = [sys.executable, "-c", program, *command, *map(str, words)]
-        return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+    def save_and_end(self, state, *rest):
+        save(self, state, *rest)
+        if int(state.step) in (1, 14):  # 1: the only step of a closed form; 14: amid a log interval
+            raise Cut
 
-    done = call(KILLED, f"--workdir={killed}")
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Checkpoints, "save", save_and_end)
+        main([*command, f"--workdir={killed}"])
     left = sorted(int(step.name) for step in (killed / "checkpoints").iterdir() if step.name.isdigit())
-    done = call(RESUMED, killed, straight)
-    assert done.returncode == 0, done.stderr
+    for workdir in (killed, straight):
+        assert main([*command, f"--workdir={workdir}"]) == 0
     return killed, straight, left
 
 
@@ -323,7 +299,8 @@ def test_compare(demo, capsys, tmp_path):
     assert table["step"][0] == table["step"][1]
     losses = [name for name in table if name.endswith("/loss")]
     assert losses and all(table[name][0] == table[name][1] for name in losses)
-    assert (tmp_path / "both" / "loss.png").stat().st_size
+    if lmlab.load(straight).experiment.fit is None:  # of one row no curve is drawn
+        assert (tmp_path / "both" / "loss.png").stat().st_size
 
 
 # -- the other variants ------------------------------------------------------------------------------
