@@ -22,6 +22,7 @@ def workers(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
+@pytest.mark.slow
 def test_tiny_run_writes_its_record(workers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(protocol, "SECONDS", 0.05)
     output, trace = tmp_path / "speed" / "gpu.json", tmp_path / "trace"

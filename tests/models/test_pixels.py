@@ -60,6 +60,7 @@ def test_bits_per_dimension_are_those_of_each_pixel_given_those_before(tiny):
     np.testing.assert_allclose(test(blind, jax.random.key(0))[0]["bits_per_dim"], math.log2(257), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_halves_are_gone_on_with_pixel_by_pixel(tiny):
     """At temperature 0 each pixel is the likeliest after those before it."""
     module, made, variables = tiny
