@@ -54,6 +54,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items):
     """Which tests share a process of several: those of a file, and of test_experiments.py those of an experiment."""
     for item in items:
