@@ -1,5 +1,6 @@
 """The network of Bengio et al. 2003 against NumPy, and against the sizes of makemore's."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,20 +14,21 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (7, 4)).astype(np.int32)
 
 def made(**options):
     model = NPLM(11, d_embed=5, hidden=6, **options)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.asarray(TOKENS[:, :-1]))
-    return model, jax.tree.map(np.asarray, jax.tree.map(lambda x: getattr(x, "value", x), variables))
+    return model, nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.asarray(TOKENS[:, :-1])))
 
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_the_equation_written_out(direct):
     model, variables = made(direct=direct)
-    p = variables["params"]
+    p = jax.device_get(variables["params"])
     x = p["embed"]["embedding"][TOKENS[:, :-1]].reshape(7, -1)
     h = np.tanh(x @ p["inward"]["kernel"] + p["inward"]["bias"])
     expected = h @ p["outward"]["kernel"] + p["outward"]["bias"]
     if direct:
         expected += x @ p["direct"]["kernel"]
-    np.testing.assert_allclose(model.apply(variables, TOKENS[:, :-1]), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        model.apply(variables, jnp.asarray(TOKENS[:, :-1])), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_it_has_as_many_parameters_as_makemores():
@@ -39,8 +41,10 @@ def test_the_loss_is_that_of_the_last_token_and_padding_has_no_voice():
     model, variables = made()
     task = LastToken(model)
     mask = np.array([1, 1, 0, 1, 0, 1, 1], np.float32)
-    loss, _, _ = task.loss(variables["params"], {}, {"tokens": TOKENS, "mask": mask}, None, False)
-    p = jax.nn.softmax(model.apply(variables, TOKENS[:, :-1]))
+    loss, _, _ = task.loss(
+        variables["params"], {}, {"tokens": jnp.asarray(TOKENS), "mask": jnp.asarray(mask)}, None, False
+    )
+    p = jax.nn.softmax(model.apply(variables, jnp.asarray(TOKENS[:, :-1])))
     own = -np.log(np.asarray(p)[np.arange(7), TOKENS[:, -1]])
     np.testing.assert_allclose(loss.value, own[mask > 0].mean(), rtol=1e-5)
 
@@ -65,7 +69,7 @@ def test_it_begins_near_an_even_guess_unless_it_is_naive():
 
     def first_loss(**options):
         task = LastToken(NPLM(27, **options))
-        params, collections = task.init(jax.random.key(0), {"tokens": rows})
+        params, collections = nn.unbox(task.init(jax.random.key(0), {"tokens": rows}))
         return float(task.loss(params, collections, {"tokens": rows}, None, False)[0].value)
 
     assert abs(first_loss() - np.log(27)) < 0.05
