@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmlab import config as configs
-from lmlab.data.corpus import Corpus
-from lmlab.data.lines import Lines, rows
-from lmlab.data.tokenizers import WordTokenizer, special
+from lmlab.data.lines import Lines, lines_or_words, rows
+from lmlab.data.tokenizers import special
 from lmlab.decoding.lines import line_sampler
 from lmlab.evaluation.likelihood import Likelihood
 from lmlab.experiment import Experiment, Target
@@ -52,7 +51,6 @@ TARGETS = {
     "add_one,cpu": [Target("all/loss", 2.45459, 2.45458, SOURCE)],
     "network,cpu": [Target("all/loss", 2.4541, 2.45401, SOURCE)],
 }
-PARTS = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
 
 
 def get_config(variant=""):
@@ -87,7 +85,7 @@ def sweep():
 
 
 def build(config, assets):
-    corpus = open_data(config.data, assets)
+    corpus = lines_or_words(assets, **config.data)
     tokenizer, order = corpus.tokenizer, config.model.order
     if config.network and order != 2:
         raise ValueError(f"order: received {order}; allowed for the network: 2")
@@ -96,8 +94,7 @@ def build(config, assets):
     @functools.cache
     def of(part):
         """The rows of a part: all its tokens, each after those before it."""
-        sequences = [corpus.ids[part]] if config.data.words else corpus.sequences(part)
-        return rows(sequences, order - 1, end)
+        return rows(corpus.sequences(part), order - 1, end)
 
     names = ("validation", "test") if config.data.split != "all" else ("all",)
     parts = {name: functools.partial(of, "train" if name == "all" else name) for name in names}
@@ -114,6 +111,11 @@ def build(config, assets):
             ),
         )
     task = LastToken(Bigram(tokenizer.vocab_size))
+
+    def following(variables):
+        p = shares(variables)
+        return lambda ids: p[ids[-1]]
+
     return Experiment(
         task=task,
         optimizer=functools.partial(optimizer.build, **config.optimizer),
@@ -122,20 +124,13 @@ def build(config, assets):
             name: Likelihood(task, lambda part=part: {"tokens": part()}, 1 << 14, held_out=name == "test")
             for name, part in parts.items()
         },
-        sample=line_sampler(lambda variables: lambda ids: shares(variables)[ids[-1]], 1, tokenizer),
+        sample=line_sampler(following, 1, tokenizer),
     )
 
 
 def shares(variables):
     """P(next | this) of the network."""
     return np.asarray(jax.nn.softmax(variables["params"]["table"]["embedding"]))
-
-
-def open_data(config, assets):
-    if not config.words:
-        return Lines(config.path, assets, config.split)
-    words = functools.partial(WordTokenizer.train, specials=("<unk>", "<end>"))
-    return Corpus(config.path, assets, PARTS, words, learn="train")
 
 
 def every(rows, seed):

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmlab import config as configs
-from lmlab.data.corpus import Corpus
-from lmlab.data.lines import Lines, rows
-from lmlab.data.tokenizers import WordTokenizer, special
+from lmlab.data.lines import Lines, lines_or_words, rows
+from lmlab.data.tokenizers import special
 from lmlab.decoding.lines import line_sampler
 from lmlab.evaluation.likelihood import Likelihood
 from lmlab.experiment import Experiment, Target
@@ -50,7 +49,6 @@ TARGETS = {
     "batchnorm,cpu": [Target("validation/loss", 2.11, 2.105, f"{MAKEMORE} 3, val")],
     "context8,cpu": [Target("validation/loss", 2.03, 2.027, f"{MAKEMORE} 5, val")],
 }
-PARTS = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
 
 
 def get_config(variant=""):
@@ -91,15 +89,14 @@ def get_config(variant=""):
 
 
 def build(config, assets):
-    corpus = open_data(config.data, assets)
+    corpus = lines_or_words(assets, **config.data)
     tokenizer = corpus.tokenizer
     model = NPLM(tokenizer.vocab_size, **config.model)
     task, end = LastToken(model), special(tokenizer, "<end>")
 
     @functools.cache
     def of(part):
-        sequences = [corpus.ids[part]] if config.data.words else corpus.sequences(part)
-        return rows(sequences, model.context, end)
+        return rows(corpus.sequences(part), model.context, end)
 
     def source():
         tokens = jnp.asarray(of("train"))
@@ -111,8 +108,7 @@ def build(config, assets):
         return Likelihood(task, lambda: {"tokens": of(part)}, 4096, held_out=part == "test", bits=True)
 
     def following(variables):
-        collections = {name: value for name, value in variables.items()}
-        logits = jax.jit(lambda context: model.apply(collections, context[None])[0])
+        logits = jax.jit(lambda context: model.apply(variables, context[None])[0])
         return lambda history: jax.nn.softmax(logits(jnp.asarray(history[-model.context :])))
 
     return Experiment(
@@ -123,13 +119,6 @@ def build(config, assets):
         sample=line_sampler(following, model.context, tokenizer),
         dynamic=("optimizer.learning_rate", "optimizer.weight_decay"),
     )
-
-
-def open_data(config, assets):
-    if not config.words:
-        return Lines(config.path, assets, config.split)
-    words = functools.partial(WordTokenizer.train, specials=("<unk>", "<end>"))
-    return Corpus(config.path, assets, PARTS, words, learn="train")
 
 
 # -- figures -----------------------------------------------------------------------------------------

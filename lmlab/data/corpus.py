@@ -43,8 +43,8 @@ class Corpus:
     @functools.cached_property
     def files(self) -> dict[str, str]:
         """The file of each part, where the path is a folder of them."""
-        folder = locate.text_file(self.path) if self.path and "," not in self.path else None
-        if folder is None or not folder.is_dir():
+        folder = locate.text_folder(self.path) if self.path else None
+        if folder is None:
             return {}
         found = {
             name: [path for end in (".txt", ".txt.gz") if (path := folder / f"{FILES[name]}{end}").is_file()]
@@ -81,6 +81,10 @@ class Corpus:
     def ids(self) -> dict[str, np.ndarray]:
         """The token ids of each part."""
         return {name: self.tokenizer.encode(piece) for name, piece in self.pieces.items()}
+
+    def sequences(self, part: str) -> list[np.ndarray]:
+        """The ids of a part, which is one sequence."""
+        return [self.ids[part]]
 
     def windows(self, part: str, context: int) -> Callable[[], dict[str, Any]]:
         """A function that opens the part as evaluation windows (see `text.evaluation_windows`)."""

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from lmlab.data import text
-from lmlab.data.tokenizers import CharTokenizer, special, tokenizer_from_json
+from lmlab.data.corpus import Corpus
+from lmlab.data.tokenizers import CharTokenizer, WordTokenizer, special, tokenizer_from_json
 from lmlab.experiment import Assets
 
 SPLITS = ("all", "published", "apart")
@@ -65,6 +66,18 @@ class Lines:
         """The ids of each line, <end> behind them."""
         end = special(self.tokenizer, "<end>")
         return [np.append(self.tokenizer.encode(line), np.int32(end)) for line in self.parts[part]]
+
+
+def lines_or_words(assets: Assets, *, path: str, words: bool, split: str) -> Lines | Corpus:
+    """The lines of a file by characters; with `words` a text by words, 80, 10 and 10 % unless it is a folder of parts.
+
+    Both have a tokenizer with <end>, and `sequences(part)` for train, validation and test.
+    """
+    if not words:
+        return Lines(path, assets, split)
+    train = functools.partial(WordTokenizer.train, specials=("<unk>", "<end>"))
+    parts = tuple(zip(Lines.PARTS, (0.8, 0.1, 0.1), strict=True))
+    return Corpus(path, assets, parts, train, learn="train")
 
 
 def rows(sequences: Sequence[Int[np.ndarray, "_"]], context: int, start: int) -> Int[np.ndarray, "N n"]:

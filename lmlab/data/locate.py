@@ -15,6 +15,12 @@ def text_file(path: PathLike) -> Path:
     raise FileNotFoundError(_missing(path))
 
 
+def text_folder(path: PathLike) -> Path | None:
+    """The folder that `path` names, there or inside LMLAB_DATA; None where it names a file, several, or nothing."""
+    found = next((place for place in _places(path) if place.exists()), None)
+    return found if found is not None and found.is_dir() else None
+
+
 def text_files(spec: PathLike) -> list[Path]:
     """The files of `spec`: paths, globs and folders (their *.txt and *.txt.gz), joined by comma.
 

@@ -59,6 +59,16 @@ def test_a_folder_of_parts(tmp_path):
     assert set(whole.files) == {"train", "validation"} and whole.pieces["validation"] == "a c\n"
 
 
+def test_several_files_are_one_text(tmp_path):
+    """Named by a pattern or by commas, or all of a folder in which none is named after a part."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} line\n" * 5)
+    both = "a line\n" * 5 + "b line\n" * 5
+    for path in (f"{tmp_path}/*.txt", f"{tmp_path}/a.txt,{tmp_path}/b.txt", str(tmp_path)):
+        corpus = Corpus(path, Assets())
+        assert corpus.text == both and list(corpus.pieces) == ["train", "validation"]
+
+
 def test_no_path_is_the_python_reference():
     corpus = Corpus("", Assets(), train_tokenizer=lambda text: ByteTokenizer())
     assert "yield" in corpus.text and corpus.tokenizer.vocab_size == 256
