@@ -18,6 +18,8 @@ from lmlab.layers.linear import einsum, matmul
 AXES = (None, None, "embed", "mlp")
 ORDER = ("NHWC", "HWIO", "NHWC")
 HE = nn.initializers.he_normal()
+THIN = 8
+"""Below so many channels the gradient of a kernel is made of products."""
 
 
 class Conv(nn.Module):
@@ -119,16 +121,33 @@ def _forward(x, w):
 
 def _backward(operands, cotangent):
     x, w = operands
-    (high, wide), (_, rows, columns, features) = w.shape[:2], cotangent.shape
+    high, wide = w.shape[:2]
+    around = [(0, 0), (high - 1,) * 2, (wide - 1,) * 2, (0, 0)]
+    to_x = _valid(jnp.pad(cotangent, around), w[::-1, ::-1].swapaxes(2, 3))
+    return to_x, (_by_products if x.shape[-1] < THIN else _by_convolution)(x, cotangent, high, wide)
+
+
+def _by_convolution(x, cotangent, high, wide):
+    """The gradient of a kernel: x's channels as a batch, convolved with the cotangent as kernels, summed over B.
+
+    Transposed here and not by `dimension_numbers`, of which XLA has no fast kernel inside a loop.
+    """
+    y = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), (1, 1), "VALID", dimension_numbers=ORDER
+    )
+    return y.transpose(1, 2, 0, 3)
+
+
+def _by_products(x, cotangent, high, wide):
+    """The same by a product for each of the kernel's places."""
+    _, rows, columns, features = cotangent.shape
     flat = cotangent.reshape(-1, features)
 
     def shifted(i, j):
         return x[:, i : i + rows, j : j + columns].reshape(-1, x.shape[-1])
 
-    to_w = [[einsum("nc,nf->cf", shifted(i, j), flat) for j in range(wide)] for i in range(high)]
-    around = [(0, 0), (high - 1,) * 2, (wide - 1,) * 2, (0, 0)]
-    to_x = _valid(jnp.pad(cotangent, around), w[::-1, ::-1].swapaxes(2, 3))
-    return to_x, jnp.stack([jnp.stack(row) for row in to_w])
+    places = [[einsum("nc,nf->cf", shifted(i, j), flat) for j in range(wide)] for i in range(high)]
+    return jnp.stack([jnp.stack(row) for row in places])
 
 
 _valid.defvjp(_forward, _backward)

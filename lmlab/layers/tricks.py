@@ -3,7 +3,7 @@
 turned_operand      x^T y of a backward pass in bfloat16 as a product that the CPU has a kernel for (linear.py)
 table_rows          a linear map of embeddings maps the table, not each embedding (linear.py)
 recurrent_gradient  dU of a recurrent layer as one product after the scan, not one a step (recurrent.py)
-kernel_gradient     dW of a convolution as a product for each of its places (convolution.py)
+kernel_gradient     dW of a convolution as a convolution of another, or as products (convolution.py)
 
 They are on where JAX's default backend is a CPU and off elsewhere. `without` switches some off, as the
 environment variable LMLAB_WITHOUT does ("table_rows,turned_operand", or "all"); both are read while a
