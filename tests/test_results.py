@@ -14,9 +14,8 @@ from lmlab.evaluation import results
 from lmlab.experiment import Target
 
 ROOT = Path(__file__).parents[1]
-EMPTY = "\n".join(
-    f"{results.BEGIN.format(name)}\n{results.END.format(name)}" for name in ("results", "speed")
-)
+TABLES = ("experiments", "results", "generators", "speed")
+EMPTY = "\n".join(f"{results.BEGIN.format(name)}\n{results.END.format(name)}" for name in TABLES)
 
 PAPER = """
 from lmlab import config
@@ -203,8 +202,17 @@ def test_a_target_is_met_at_the_bar_itself():
 def test_readme_keeps_what_stands_around_its_table(tmp_path):
     text = f"# A\n\n{EMPTY}\n\nafter\n"
     new = results.readme(text, tmp_path)
-    tables = {"results": results.table(tmp_path), "speed": results.speed_table(tmp_path / "speed")}
-    blocks = [f"{results.BEGIN.format(n)}\n{made}\n{results.END.format(n)}" for n, made in tables.items()]
+    folder = tmp_path / "results"
+    made = (
+        results.catalogue(tmp_path / "experiments"),
+        results.table(folder),
+        results.generators(folder),
+        results.speed_table(folder / "speed"),
+    )
+    blocks = [
+        f"{results.BEGIN.format(name)}\n{table}\n{results.END.format(name)}"
+        for name, table in zip(TABLES, made, strict=True)
+    ]
     assert new == "# A\n\n" + "\n".join(blocks) + "\n\nafter\n"
     assert results.readme(new, tmp_path) == new
     with pytest.raises(ValueError, match="README lacks the lines"):
@@ -227,7 +235,28 @@ def test_the_table_of_the_readme_is_current():
     if not path.exists():
         pytest.skip("README.md is not written yet")
     text = path.read_text()
-    assert results.readme(text, ROOT / "results") == text, "make results"
+    assert results.readme(text, ROOT) == text, "make results"
+
+
+def test_the_catalogue_tells_what_files_say_of_themselves(tmp_path):
+    said = '"""A model\nof names.\n\nMore of it."""\n'
+    said += 'FAMILY, PAPER = "counts", "Someone 1999"\nVARIANTS = {"demo": "a", "cpu": "b"}\n'
+    (tmp_path / "b.py").write_text(said)
+    (tmp_path / "a.py").write_text(said.replace("counts", "words"))
+    assert results.catalogue(tmp_path).splitlines()[2:] == [
+        "| counts | [`b.py`](experiments/b.py) | A model of names. | Someone 1999 | demo, cpu |",
+        "| words | [`a.py`](experiments/a.py) | A model of names. | Someone 1999 | demo, cpu |",
+    ]
+
+
+def test_generators_are_told_best_first(tmp_path):
+    row = {"deviation": 0.1, "values": [1, 2], "bits": None, "size": [28, 28], "seconds_per_1000": 2.0}
+    rows = [{"name": "gan:cpu", "mean": 9.0, **row}, {"name": "vae:cpu", "mean": 4.0, **row}]
+    record = {"reference": "100 training images of mnist", "rows": rows, "scale": {"noise": 99.0}}
+    (tmp_path / "frechet-mnist.json").write_text(json.dumps(record))
+    made = results.generators(tmp_path)
+    assert made.startswith("Against 100 training images of mnist:") and "*noise*" in made
+    assert made.index("vae:cpu") < made.index("gan:cpu")
 
 
 def test_the_speed_table_tells_ratios_beside_a_peer_and_costs_alone(tmp_path):

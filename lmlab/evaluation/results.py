@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config import difference
-from lmlab.experiment import Target
+from lmlab.evaluation import frechet
+from lmlab.experiment import Target, describe
 
 FREE = ("seed", "data.path", "data.tfds_dir")
 """Leaves in which the runs of one record may differ from their variant: a data set is a variant of its own."""
@@ -161,9 +162,35 @@ def _speed(row: Mapping[str, Any], path: str, machine: Mapping[str, Any]) -> tup
     return title, f"{row['ours']:.3g} {row['unit']}", peer, f"≤ {row['bar']:g}, {verdict}", told
 
 
-def readme(text: str, folder: Path) -> str:
-    """README with its tables made anew."""
-    for name, made in {"results": table(folder), "speed": speed_table(folder / "speed")}.items():
+def catalogue(folder: Path) -> str:
+    """The experiments of a folder in Markdown, by family: what each is of, whose paper, which variants."""
+    lines = ["| family | experiment | what | after | variants |", "| --- | --- | --- | --- | --- |"]
+    found = [(describe(path), path.name) for path in sorted(folder.glob("*.py"))]
+    for facts, name in sorted(found, key=lambda pair: (pair[0]["FAMILY"], pair[1])):
+        what, variants = facts["doc"].split("\n\n")[0].replace("\n", " "), ", ".join(facts["VARIANTS"])
+        link = f"[`{name}`](experiments/{name})"
+        lines.append(f"| {facts['FAMILY']} | {link} | {what} | {facts['PAPER']} | {variants} |")
+    return "\n".join(lines)
+
+
+def generators(folder: Path) -> str:
+    """What `python -m lmlab.evaluation.frechet` recorded, in Markdown: a table a data set."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("frechet-*.json"))]
+    return "\n\n".join(
+        f"Against {record['reference']}:\n\n{frechet.table(record).strip()}" for record in records
+    )
+
+
+def readme(text: str, root: Path) -> str:
+    """README with its tables made anew. root: the folder that holds experiments/ and results/."""
+    results = root / "results"
+    tables = {
+        "experiments": catalogue(root / "experiments"),
+        "results": table(results),
+        "generators": generators(results),
+        "speed": speed_table(results / "speed"),
+    }
+    for name, made in tables.items():
         begin, end = BEGIN.format(name), END.format(name)
         if begin not in text or end not in text:
             raise ValueError(f"README lacks the lines {begin!r} and {end!r}")
@@ -192,9 +219,9 @@ def hardware(facts: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    path, folder = Path("README.md"), Path("results")
+    path = Path("README.md")
     old = path.read_text()
-    new = readme(old, folder)
+    new = readme(old, Path())
     if "--check" in argv:
         print("README's tables are " + ("current" if new == old else "stale: make results"))
         return int(new != old)
