@@ -7,7 +7,8 @@ It is the distance of Heusel et al. 2017 with another network in place of Incept
 to be set beside one. Samples are drawn as by `lmlab sample` with its defaults, and compared with as many
 training images; runs of one experiment and variant are one row, of three draws a run, or of one (--draws=1)
 where there are three runs. Smaller images are enlarged, pixel by pixel. The test images, whose distance no
-generator can be asked to beat, the same at half the size, and uniform noise give the scale.
+generator can be asked to beat, the same at half the size, and uniform noise give the scale. What the record
+of the same classifier already tells of these very parameters is not drawn again: a call that was cut goes on.
 
 Written: results/frechet-<data set>.json, a table of it (.md) and a figure with samples of each; the classifier
 is recorded by the hash of its parameters. Bits per dimension are what `lmlab evaluate --record` left in results/.
@@ -135,34 +136,32 @@ def draw(run, count: int, seed: int) -> tuple[np.ndarray, float]:
     return np.concatenate(parts)[:count], statistics.median(seconds[-5:]) * 1000 / size
 
 
-def rows(runs: Sequence, scorer: Scorer, draws: int, tell: Callable = print) -> list[dict[str, Any]]:
-    """One row an experiment and variant: the distances of `draws` draws of each of its runs."""
+def grouped(runs: Sequence) -> dict[str, list]:
+    """The runs of each experiment and variant, by name: `gan:dcgan,cpu`."""
     groups: dict[str, list] = {}
     for run in runs:
         groups.setdefault(f"{run.path.stem}:{run.variant}".rstrip(":"), []).append(run)
-    found = []
-    for name, members in groups.items():
-        values, seconds, first = [], [], None
-        for run in members:
-            for number in range(draws):
-                images, took = draw(run, len(scorer.reference), number)
-                first = images if first is None else first
-                values.append(scorer(images))
-                seconds.append(took)
-                tell(f"{name}  seed {run.config.seed}  draw {number}: {values[-1]:.3f}")
-        found.append(
-            {
-                "name": name,
-                "seeds": [run.config.seed for run in members],
-                "mean": statistics.fmean(values),
-                "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "values": values,
-                "size": list(first.shape[1:3]),
-                "seconds_per_1000": statistics.median(seconds),
-                "images": first[:10],
-            }
-        )
-    return found
+    return groups
+
+
+def measured(name: str, runs: Sequence, scorer: Scorer, draws: int, tell: Callable = print) -> dict[str, Any]:
+    """The row of one experiment and variant: the distances of `draws` draws of each of its runs."""
+    values, seconds, images = [], [], None
+    for run in runs:
+        for number in range(draws):
+            images, took = draw(run, len(scorer.reference), number)
+            values.append(scorer(images))
+            seconds.append(took)
+            tell(f"{name}  seed {run.config.seed}  draw {number}: {values[-1]:.3f}", flush=True)
+    return {
+        "name": name,
+        "seeds": [run.config.seed for run in runs],
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "values": values,
+        "size": list(images.shape[1:3]),
+        "seconds_per_1000": statistics.median(seconds),
+    }
 
 
 def bits(name: str, results: Path) -> float | None:
@@ -189,13 +188,14 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure(found: Sequence[dict[str, Any]], scorer: Scorer, scale: dict[str, float]):
+def figure(found: Sequence[dict[str, Any]], groups: dict[str, list], scorer: Scorer, scale: dict[str, float]):
     """Ten samples of each, the best above, with their distances; real images first."""
     from lmlab.figures import images
 
     shown = {f"test images  {scale['test images']:.2f}": scorer.part("test")["image"][:10]}
     for row in sorted(found, key=lambda row: row["mean"]):
-        shown[f"{row['name']}  {row['mean']:.1f}"] = row["images"]
+        drawn = groups[row["name"]][0].sample(num_samples=10).images
+        shown[f"{row['name']}  {row['mean']:.1f}"] = drawn
     return images.rows(shown)
 
 
@@ -230,20 +230,27 @@ def score(classifier: str, folders: Sequence[str], samples: int, draws: int, res
     from lmlab.figures import style
 
     scorer = Scorer(runs_lib.Run(classifier), samples)
-    runs = [run for folder in folders for run in runs_lib.find(folder)]
-    scale = scorer.scale()
-    print("  ".join(f"{name} {value:.4g}" for name, value in scale.items()), flush=True)
-    found = rows(runs, scorer, draws)
+    groups = grouped([run for folder in folders for run in runs_lib.find(folder)])
     name = f"frechet-{scorer.name}"
-    style.save(figure(found, scorer, scale), results / "figures", name)
-    kept = [
-        {key: value for key, value in row.items() if key != "images"} | {"bits": bits(row["name"], results)}
-        for row in found
-    ]
-    hardware = {"devices": runs[0].record["devices"], **runs[0].record["host"]}
-    record = {**scorer.facts(), "draws": draws, "hardware": hardware, "scale": scale, "rows": kept}
     path = results / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    old = json.loads(path.read_text()) if path.exists() else {}
+    record = {**scorer.facts(), "draws": draws}
+    same = all(old.get(key) == value for key, value in record.items())
+    before = {row["name"]: row for row in old["rows"]} if same else {}
+    scale = old["scale"] if same else scorer.scale()
+    print("  ".join(f"{name} {value:.4g}" for name, value in scale.items()), flush=True)
+    first = next(iter(groups.values()))[0]
+    record |= {"hardware": {"devices": first.record["devices"], **first.record["host"]}, "scale": scale}
+    found = record["rows"] = []
+    results.mkdir(parents=True, exist_ok=True)
+    for spec, members in groups.items():
+        of_runs = {"sha256": [hash_of(run.variables) for run in members], "bits": bits(spec, results)}
+        row = before.get(spec, {})
+        if row.get("sha256") != of_runs["sha256"]:
+            row = measured(spec, members, scorer, draws)
+        found.append({**row, **of_runs})
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    style.save(figure(found, groups, scorer, scale), results / "figures", name)
     path.with_suffix(".md").write_text(table(record))
     print(f"{table(record)}written: {path}")
     return path

@@ -117,6 +117,22 @@ def test_the_command_writes_a_record_and_a_figure(runs, tmp_path, capsys):
     assert json.loads((again / "frechet-digits.json").read_text())["rows"][0]["values"] == row["values"]
 
 
+def test_what_is_recorded_of_the_same_parameters_is_not_drawn_again(runs, tmp_path, capsys):
+    classifier, gan = runs
+    argv = [f"--classifier={classifier.folder}", str(gan.folder), "--samples=50", f"--results={tmp_path}"]
+    path = tmp_path / "frechet-digits.json"
+    assert frechet.main([*argv, "--draws=1"]) == 0 and "draw 0" in capsys.readouterr().out
+    before = path.read_text()
+    assert frechet.main([*argv, "--draws=1"]) == 0 and "draw 0" not in capsys.readouterr().out
+    assert path.read_text() == before
+    assert frechet.main([*argv, "--draws=2"]) == 0 and "draw 1" in capsys.readouterr().out
+    record = json.loads(before)
+    record["rows"][0]["sha256"] = ["of others"]
+    path.write_text(json.dumps(record))
+    assert frechet.main([*argv, "--draws=1"]) == 0 and "draw 0" in capsys.readouterr().out
+    assert json.loads(path.read_text())["rows"][0]["values"] == json.loads(before)["rows"][0]["values"]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
