@@ -51,7 +51,7 @@ def get_config(variant=""):
     parts = variant.split(",")
     config = configs.base(
         duration="15 epochs",
-        batch_size=64,
+        batch_size=16,  # more rows at a time move the same vectors too far
         evaluate_every="20 %",
         model={
             "architecture": "skipgram" if "skipgram" in parts else "cbow",
@@ -81,7 +81,7 @@ def get_config(variant=""):
         config.data.path = "text/wikitext-2"
         config.model.update(d_model=100, window=5, negatives=5, sample=1e-3)
     if "demo" in parts:
-        config.update(duration="20 epochs", batch_size=16)
+        config.update(duration="20 epochs")
         config.data.update(path="", similarity="", analogies="")
         config.model.update(d_model=50, window=5, negatives=5, sample=1e-3)
         config.show = ("class", "list", "integer", "import", "exception", "string", "method", "loop")
@@ -108,6 +108,9 @@ def build(config, assets):
     vectors = Word2Vec(tokenizer.vocab_size, model.pop("d_model"))
     task = Near(vectors, np.array(assets.get("counts.json", count)), end, **model)
     positions = config.batch_size * data.context
+    sgd = config.optimizer
+    plain = sgd.name == "sgd" and not (sgd.b1 or sgd.clip or sgd.weight_decay)
+    plain = plain and config.accumulate == 1 and config.parallel.mode == "jit"
     evaluations = {
         "validation": Likelihood(task, lambda: text.evaluation_windows(known("validation"), data.context))
     }
@@ -117,6 +120,7 @@ def build(config, assets):
         evaluations["analogies"] = Analogies(data.analogies, tokenizer.words, vectors_of)
     return Experiment(
         task=task,
+        step=task.step if plain else None,
         optimizer=functools.partial(
             optimizer.build,
             **{**config.optimizer, "learning_rate": config.optimizer.learning_rate * positions},

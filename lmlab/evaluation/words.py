@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from lmlab.data import text
 
@@ -30,7 +30,7 @@ def unit(vectors: Float[Any, "V D"]) -> Float[np.ndarray, "V D"]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def spearman(first: Float[Any, "N"], second: Float[Any, "N"]) -> float:
+def spearman(first: Num[Any, "N"], second: Num[Any, "N"]) -> float:
     """Pearson's correlation of the ranks, where those that tie have the mean of theirs (Spearman 1904)."""
     ranks = [scipy.stats.rankdata(values) for values in (first, second)]
     deviations = [rank - rank.mean() for rank in ranks]
@@ -72,7 +72,7 @@ class Similarity:
     """Spearman's correlation of cosines with what people said, over the pairs that are known.
 
     path: lines of WORD, WORD and a number, apart by tabs or spaces, such as WordSim-353 (Finkelstein et al. 2002).
-    words: of the first rows of `vectors(variables)`, the most frequent first. Scalars: spearman; pairs, how many are known.
+    words: of the rows of `vectors(variables)`, the most frequent first. Scalars: spearman; pairs, how many are known.
     """
 
     path: str
@@ -125,7 +125,7 @@ class Analogies:
     def __call__(self, variables, key) -> tuple[dict[str, float], dict[str, Any]]:
         questions, group, names = self.known
         allowed = np.array(sorted(fold(self.words).values()))
-        vectors = np.asarray(self.vectors(variables))[: len(self.words)]
+        vectors = np.asarray(self.vectors(variables))
         right = analogies(vectors, questions[:, :3], allowed) == questions[:, 3]
         scalars = {"accuracy": right.mean(), "questions": float(len(questions))}
         syntactic = np.array([name.startswith("gram") for name in names])[group]
