@@ -29,7 +29,7 @@ from lmlab.data.reviews import KINDS, Reviews
 from lmlab.data.tokenizers import tokenizer_from_json
 from lmlab.evaluation.likelihood import Likelihood
 from lmlab.evaluation.words import fold
-from lmlab.experiment import Experiment, Samples
+from lmlab.experiment import Experiment, Samples, read_json
 from lmlab.figures import curves
 from lmlab.models.classifier import Classify
 from lmlab.models.sentence_classifier import SentenceClassifier
@@ -112,7 +112,7 @@ def known_vectors(folder, tokenizer, d_embed):
         raise ValueError(
             f"data.vectors: those of {folder!r} have {table.shape[1]} features; model.d_embed is {d_embed}"
         )
-    there = tokenizer_from_json(run.assets.get("tokenizer.json", None))
+    there = tokenizer_from_json(read_json(run.folder / "assets" / "tokenizer.json"))
     table, places = np.asarray(table)[len(there.specials) :], fold(there.words)
     ids = enumerate(tokenizer.words, len(tokenizer.specials))
     found = {i: table[places[word.upper()]] for i, word in ids if word.upper() in places}

@@ -144,17 +144,21 @@ def test_it_learns_which_words_stand_near_each_other():
     tokens = jnp.asarray(text[:1792].reshape(-1, 64), jnp.int32)
     counts = np.bincount(text, minlength=V)
     counts[END] = 0
+    adam = optax.adam(0.05)
     for architecture in ("cbow", "skipgram"):
         task = Near(Word2Vec(V, 8), counts, END, architecture, window=3, sample=0.0)
         params = nn.unbox(task.init(jax.random.key(0), {"tokens": tokens})[0])
 
         @jax.jit
-        def step(params, key, task=task):
-            gradient = jax.grad(lambda p: task.loss(p, {}, {"tokens": tokens}, key, True)[0].total)(params)
-            return jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
+        def trained(params, keys, task=task):
+            def step(both, key):
+                loss = lambda p: task.loss(p, {}, {"tokens": tokens}, key, True)[0].value  # noqa: E731
+                changes, state = adam.update(jax.grad(loss)(both[0]), both[1])
+                return (optax.apply_updates(both[0], changes), state), None
 
-        for key in jax.random.split(jax.random.key(1), 60):
-            params = step(params, key)
+            return jax.lax.scan(step, (params, adam.init(params)), keys)[0][0]
+
+        params = trained(params, jax.random.split(jax.random.key(1), 100))
         v = np.asarray(params["input"]["embedding"])[2:]
         v = v / np.linalg.norm(v, axis=1, keepdims=True)
         cosines = v @ v.T - 2 * np.eye(10)
