@@ -12,8 +12,8 @@ pairs of WordSim-353 and by the analogies of 2013a, which `lmlab evaluate` alone
     lmlab figures --workdir=runs/word_vectors   # the loss, words near and not near, a map
     python -m benchmarks.word_vectors           # gensim by the same recipe
 
-The recipe of cpu is gensim's own default (but for the rate of cbow, word2vec's). The default is that of word2vec's demo-word-accuracy.sh on
-text8 (17 million words; not run), whose analogies no published number goes with.
+The recipe of cpu is gensim's own default, but for the learning rate of cbow, which is word2vec's. The default is that
+of word2vec's demo-word-accuracy.sh on text8 (17 million words; not run), with which no number was published.
 
 demo: seconds. cpu: a minute or two on one core.
 """
