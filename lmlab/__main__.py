@@ -124,8 +124,7 @@ def sample(argv: list[str]) -> int:
     fv.integer("seed", 0, "of the random draws")
     fv.string("checkpoint", "", "a step, or best; the newest if not given")
     workdir = value(argv, "workdir")
-    options: list[str] = []
-    run = None
+    options, run = [], None
     if not workdir and not HELP & set(argv):
         raise UsageError("--workdir is needed")
     if workdir:
