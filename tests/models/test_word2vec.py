@@ -137,6 +137,7 @@ def test_the_step_of_rows_is_the_step_of_tables():
     assert min(jax.tree.leaves(changed)) > 0.01
 
 
+@pytest.mark.slow
 def test_it_learns_which_words_stand_near_each_other():
     """Words of two themes, which never meet in a line: the nearest of each is of its theme."""
     themes = [np.arange(2, 7), np.arange(7, 12)]

@@ -84,11 +84,11 @@ def test_a_classifier_begins_from_the_vectors_of_the_words_it_shares(run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("nowhere", "holds no run"), ("survivor", "no word vectors"), ("", "6 features")]
+    ("folder", "said"), [("nowhere", "holds no run"), ("line", "no word vectors"), ("", "6 features")]
 )
 def test_a_run_without_such_vectors_is_named(run, tmp_path, folder, said, capsys):
-    if folder == "survivor":
-        lmlab.train(SENTIMENT, tmp_path / folder, SHORT)
+    if folder == "line":
+        lmlab.train("tests/papers/line.py", tmp_path / folder, {"duration": "1 steps", "parallel.data": 1})
     named = tmp_path / folder if folder else run.folder
     flags = [f"--config.{key}={value}" for key, value in (SHORT | {"data.vectors": named}).items()]
     assert main(["train", f"--config={SENTIMENT}", f"--workdir={tmp_path / 'run'}", *flags]) == 2
@@ -177,6 +177,6 @@ def test_the_real_sentences(data_folder):
 def test_padding_does_not_change_what_a_sentence_is_taken_for():
     model = SentenceClassifier(20, d_embed=4, d_model=5)
     tokens = jnp.array([[3, 7, 2]])
-    variables = model.init(jax.random.key(0), tokens)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
     longer = jnp.pad(tokens, ((0, 0), (0, 4)))
     np.testing.assert_allclose(model.apply(variables, longer), model.apply(variables, tokens), atol=1e-6)
