@@ -218,7 +218,7 @@ def figures(runs):
     told = ["bits", *(f"bits_{how}" for how in TOLD if how != "given" and run.config.conditional)]
     drawn = {
         "loss": curves.loss(
-            runs, [f"validation/{name}" for name in told], ylabel="validation, bits a character"
+            runs, [f"validation/{name}" for name in told], ylabel="validation, bits a character", wide=True
         )
     }
     return drawn | {"topics": by_topic(run)}
@@ -241,8 +241,8 @@ def by_topic(run):
     left.legend(loc="lower right")
     right.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1))
     right.set_axis_off()
-    right.set_title("a sample of each")
+    right.set_title("a sample of each", loc="left")
     for place, text in enumerate(texts):
-        shown = "\n".join(text[i : i + 46] for i in range(0, min(len(text), 138), 46))
+        shown = "\n".join(text[i : i + 58] for i in range(0, min(len(text), 174), 58))
         right.text(0, place, shown, fontsize=5.5, family="monospace", va="center", parse_math=False)
     return figure
