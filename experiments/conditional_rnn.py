@@ -117,7 +117,7 @@ def build(config, assets):
             Partial(model.step, variables),
             model.apply(variables, jnp.asarray(told), method=model.begin),
             jnp.full((len(names), 1), end, jnp.int32),
-            np.ones(len(names), np.int32),
+            jnp.ones(len(names), jnp.int32),
             key,
             max_tokens,
             temperature,

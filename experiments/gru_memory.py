@@ -198,7 +198,8 @@ def figures(runs):
 
 def gates(model, variables, ids):
     """{name: (T, H)} of the last layer over the one row of `ids`."""
-    _, kept = model.apply({"params": variables["params"]}, jnp.asarray(ids), mutable=["intermediates"])
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, kept = apply({"params": variables["params"]}, jnp.asarray(ids))
     layer = kept["intermediates"]["recurrent"][f"gates_{model.num_layers - 1}"][0]
     return {name: np.asarray(value[0]) for name, value in layer.items()}
 
