@@ -98,11 +98,11 @@ def test_mistakes_are_one_line(folder, tmp_path):
     with pytest.raises(ValueError, match="has 120 lines; at least 150 are needed"):
         _ = made(folder, lines=5).parts
     (folder / "train" / "sum.txt").write_text("1 + 1?\n2\n" * 30)
-    (folder / "test" / "sum.txt").unlink()
-    with pytest.raises(ValueError, match=r"must have the topics of .*: name_of, sum; it has: name_of"):
+    (folder / "test" / "sum.txt").rename(folder / "test" / "total.txt")
+    with pytest.raises(ValueError, match=r"must have the topics of .*: name_of, sum; it has: name_of, total"):
         _ = made(folder, test=str(folder / "test")).parts
     with pytest.raises(ValueError, match="at least 2 topics are needed"):
-        _ = Topics(str(folder / "test"), Assets()).parts
+        _ = Topics(str(folder / "test" / "total.txt"), Assets()).parts
 
 
 def test_the_mathematics(data_folder, monkeypatch):
