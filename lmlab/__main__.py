@@ -113,7 +113,7 @@ def evaluate(argv: list[str]) -> int:
 
 
 def sample(argv: list[str]) -> int:
-    """Samples from a run; texts are printed, images written as a PNG grid, arrays as .npz.
+    """Samples from a run; texts are printed, images written as a PNG grid, arrays as .npz, tables as .tsv.
 
         lmlab sample --workdir=runs/gpt --prompt="The " --temperature=0.8 --top_k=40 --max_tokens=200 --num_samples=3
 
@@ -124,8 +124,7 @@ def sample(argv: list[str]) -> int:
     fv.integer("seed", 0, "of the random draws")
     fv.string("checkpoint", "", "a step, or best; the newest if not given")
     workdir = value(argv, "workdir")
-    options: list[str] = []
-    run = None
+    options, run = [], None
     if not workdir and not HELP & set(argv):
         raise UsageError("--workdir is needed")
     if workdir:
@@ -387,6 +386,9 @@ def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
     if drawn.frames is not None:
         written.append(folder / f"{name}.gif")
         images.write_gif(drawn.frames, written[-1])
+    for table, rows in drawn.tables.items():
+        written.append(folder / f"{name}-{table}.tsv")
+        written[-1].write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
     arrays = dict(drawn.arrays) | ({} if drawn.images is None else {"images": drawn.images})
     if arrays:
         written.append(folder / f"{name}.npz")

@@ -62,14 +62,9 @@ class Corpus:
         else:
             whole = text.read(self.path) if self.path else text.python_reference()
             pieces = text.split(whole, fractions)
-        found = text.fingerprint("".join(pieces), self.path or text.python_reference_source())
-        kept = self.assets.get("text.json", lambda: found)
-        if kept["sha256"] != found["sha256"]:
-            raise ValueError(
-                f"the text {found['source']!r} ({found['characters']:,} characters,"
-                f" sha256 {found['sha256'][:12]}) is not the one of this run,"
-                f" {kept['source']!r} ({kept['characters']:,}, {kept['sha256'][:12]})"
-            )
+        text.check_same(
+            self.assets, text.fingerprint("".join(pieces), self.path or text.python_reference_source())
+        )
         return dict(zip(names, pieces, strict=True))
 
     @property

@@ -25,7 +25,7 @@ import numpy as np
 
 from lmlab.data import locate
 from lmlab.data.tokenizers import Tokenizer, tokenizer_hash
-from lmlab.experiment import Samples
+from lmlab.experiment import Assets, Samples
 from lmlab.sources import Resident, Stream, shuffled
 
 CHUNK = 1 << 22  # bytes read at a time
@@ -58,6 +58,17 @@ def fingerprint(text: str, source: str) -> dict[str, Any]:
         "characters": len(text),
         "source": source,
     }
+
+
+def check_same(assets: Assets, found: dict[str, Any]) -> None:
+    """Keeps a `fingerprint` with a run; a ValueError where the run has that of another text."""
+    kept = assets.get("text.json", lambda: found)
+    if kept["sha256"] != found["sha256"]:
+        raise ValueError(
+            f"the text {found['source']!r} ({found['characters']:,} characters,"
+            f" sha256 {found['sha256'][:12]}) is not the one of this run,"
+            f" {kept['source']!r} ({kept['characters']:,}, {kept['sha256'][:12]})"
+        )
 
 
 def split(text: Sequence | np.ndarray, fractions: Sequence[float] = (0.9, 0.1)) -> list:

@@ -132,10 +132,20 @@ class WordTokenizer:
             raise ValueError("words must each be there once, without white space")
 
     @classmethod
-    def train(cls, text: str, vocab_size: int = 0, specials: Sequence[str] = ("<unk>",)) -> "WordTokenizer":
-        """vocab_size: specials and the most frequent words; 0: all words."""
+    def train(
+        cls, text: str, vocab_size: int = 0, specials: Sequence[str] = ("<unk>",), min_count: int = 1
+    ) -> "WordTokenizer":
+        """vocab_size: specials and the most frequent words; 0: all words. min_count: how often a word must be there."""
+        if min_count < 1:
+            raise ValueError(f"min_count must be at least 1, received {min_count}")
         counts = Counter(text.split())
-        words = sorted(set(counts) - set(specials), key=lambda word: (-counts[word], word))
+        known = {word for word, count in counts.items() if count >= min_count} - set(specials)
+        if min_count > 1 and not known:
+            most = max(counts.values(), default=0)
+            raise ValueError(
+                f"min_count {min_count:,} leaves no word: the most frequent of {len(counts):,} is there {most:,} times"
+            )
+        words = sorted(known, key=lambda word: (-counts[word], word))
         if vocab_size and vocab_size <= len(specials):
             raise ValueError(f"vocab_size must be above {len(specials)}, the specials; received {vocab_size}")
         return cls(words[: vocab_size - len(specials)] if vocab_size else words, specials)

@@ -157,13 +157,15 @@ class Classifier(nn.Module):
 class Classify:
     """Cross-entropy in nats of the right class.
 
-    A batch is {"image": (B, ...), "label": (B,)} and, where some examples are padding, {"mask": (B,)}.
+    A batch is {"image": (B, ...), "label": (B,)} and, where some examples are padding, {"mask": (B,)}. inputs: what
+    the model is given in place of "image".
     """
 
-    model: Classifier
+    model: nn.Module
+    inputs: str = "image"
 
     def init(self, key, batch) -> tuple[PyTree, dict[str, PyTree]]:
-        collections = dict(self.model.init(key, batch["image"]))
+        collections = dict(self.model.init(key, batch[self.inputs]))
         return collections.pop("params"), collections
 
     def loss(
@@ -171,7 +173,7 @@ class Classify:
     ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
         logits, new = self.model.apply(
             {"params": params, **collections},
-            batch["image"],
+            batch[self.inputs],
             train=train,
             rngs={"dropout": key},
             mutable=list(collections) if train else [],
