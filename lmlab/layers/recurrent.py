@@ -91,6 +91,24 @@ CELLS = {"rnn": (rnn, (1,)), "gru": (gru, (3,)), "gru_inside": (gru_inside, (2, 
 """Each cell, and how many maps of the state stand side by side in each of its products."""
 
 
+def forget_bias(value: float) -> Callable:
+    """An initializer for the biases of an LSTM: `value` of the forget gate's, 0 of the others'.
+
+    At 0 the gate begins at 1/2, and what a cell holds is halved with each step (Jozefowicz et al. 2015).
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        del key
+        return jnp.repeat(jnp.array([0, value, 0, 0], dtype), shape[0] // 4)
+
+    return init
+
+
+def state_of(carry: Carry) -> Float[Array, "B H"]:
+    """h, the part of a carry that other layers see."""
+    return carry.h if isinstance(carry, LSTMCarry) else carry
+
+
 def check_cell(cell: str) -> None:
     if cell not in CELLS:
         raise ValueError(f"unknown cell {cell!r}; allowed: {', '.join(CELLS)}")
@@ -259,7 +277,7 @@ def _scan(cell, reverse, keep_gates, u, taps, rest):
         t, x, taps = inputs
         weights = Weights(u if taps is None else tuple(map(Tapped, u, taps)), c, z)
         new, gates = cell(carry, x, weights)
-        y = new.h if isinstance(new, LSTMCarry) else new
+        y = state_of(new)
         if lengths is not None:
             within = (t < lengths)[:, None]
             new = jax.tree.map(lambda new, old: jnp.where(within, new, old), new, carry)

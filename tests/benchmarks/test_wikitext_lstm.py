@@ -65,6 +65,7 @@ def test_its_schedule_is_ours():
 def test_it_learns():
     config, _ = configs.load(f"{EXPERIMENT}:wikitext,lstm,demo", {"duration": "40 epochs", "batch_size": 2})
     config.data.context, config.model.d_model, config.model.dropout = 8, 16, 0.0
+    config.optimizer.learning_rate = 2e-2
     ids = torch.arange(64) % 4
     model = wikitext_lstm.train(config, ids, 4, lambda line: None)
     assert wikitext_lstm.loss_of(model, ids, 8) < 0.3
