@@ -14,7 +14,7 @@ Hochreiter and Schmidhuber 1997: to add the two of T numbers that are marked (wh
 Bar: at T = 100 the gated cells end below 0.05 in each of three seeds, the plain one in none. `no_forget_bias` shows
 what the LSTM is without: its gate begins at 1/2, and 2^-100 is what is left of a cell after 100 steps.
 
-demo: seconds, T = 30. cpu, the default: two minutes a run on one core, five with `long`. All data are generated.
+demo: seconds, T = 30. cpu, the default: half a minute a run on one core, a minute with `long`. All data are generated.
 """
 
 import functools
@@ -36,7 +36,7 @@ from lmlab.training import optimizer
 FAMILY, PAPER = "recurrent", "Bengio et al. 1994; Hochreiter and Schmidhuber 1997; Pascanu et al. 2013"
 VARIANTS = {
     "demo": "T = 30, 500 steps: seconds",
-    "cpu": "T = 100, 4,000 steps: the same as no variant",
+    "cpu": "T = 100, 2,000 steps: the same as no variant",
     "adding": "the sum of two marked numbers (the default)",
     "copying": "ten symbols repeated after T blanks",
     "long": "T = 200",
@@ -60,7 +60,7 @@ TASKS = {"adding": (recall.adding, 1, 1), "copying": (recall.copying, recall.SYM
 def get_config(variant=""):
     parts = variant.split(",")
     config = configs.base(
-        duration="4000 steps",
+        duration="2000 steps",
         evaluate_every="5 %",
         checkpoint={"every": "50 %"},
         model={
