@@ -65,7 +65,7 @@ def get_config(variant=""):
         checkpoint={"every": "50 %"},
         model={
             "cell": next((cell for cell in NAMES if cell in parts), "gru"),
-            "features": 64,
+            "d_model": 64,
             "forget_bias": 0.0 if "no_forget_bias" in parts else 1.0,
         },
         data={"task": "copying" if "copying" in parts else "adding", "length": 100},
@@ -82,7 +82,7 @@ def get_config(variant=""):
     if "demo" in parts:
         config.duration = "500 steps"
         config.data.length = 60 if "long" in parts else 30
-        config.model.features = 32
+        config.model.d_model = 32
     return config
 
 

@@ -19,7 +19,7 @@ class Reader(nn.Module):
     outputs: int
     reads: int = 1
     cell: str = "gru"
-    features: int = 64
+    d_model: int = 64
     forget_bias: float = 0.0
 
     def __post_init__(self):
@@ -30,7 +30,7 @@ class Reader(nn.Module):
 
     def setup(self):
         init = forget_bias(self.forget_bias) if self.cell == "lstm" else nn.initializers.zeros
-        self.recurrent = Recurrent(self.features, self.cell, bias_init=init)
+        self.recurrent = Recurrent(self.d_model, self.cell, bias_init=init)
         self.head = Dense(self.outputs)
 
     def __call__(self, inputs: Float[Array, "B T D"], train: bool = False) -> Float[Array, "B N O"]:
@@ -39,7 +39,7 @@ class Reader(nn.Module):
 
     def start(self, batch: int) -> PyTree:
         """The state before the first input."""
-        return zero_carry(self.cell, batch, self.features)
+        return zero_carry(self.cell, batch, self.d_model)
 
     def advance(self, variables: dict[str, Any], state: PyTree, x: Float[Array, "B D"]) -> PyTree:
         """The state after one more input."""

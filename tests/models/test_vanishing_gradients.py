@@ -28,7 +28,7 @@ def full_precision():
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "gru_inside", "lstm"])
 def test_norms_are_those_of_jax_jacobian(cell):
-    model = Reader(1, cell=cell, features=3, forget_bias=0.5)
+    model = Reader(1, cell=cell, d_model=3, forget_bias=0.5)
     inputs = jax.random.normal(jax.random.key(1), (4, 2, 2))  # T, B, D
     variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), inputs.swapaxes(0, 1)))
     advance = functools.partial(model.advance, variables)
@@ -96,7 +96,7 @@ def test_examples_are_new_in_each_epoch_and_none_is_of_a_split():
 def test_the_forget_bias_is_of_the_forget_gate_alone():
     bias = forget_bias(1.5)(None, (8,))
     np.testing.assert_array_equal(bias, [0, 0, 1.5, 1.5, 0, 0, 0, 0])
-    model = Reader(1, cell="lstm", features=2, forget_bias=1.5)
+    model = Reader(1, cell="lstm", d_model=2, forget_bias=1.5)
     variables = jax.tree.map(
         jnp.zeros_like, nn.meta.unbox(model.init(jax.random.key(0), jnp.ones((1, 1, 2))))
     )
@@ -107,7 +107,7 @@ def test_the_forget_bias_is_of_the_forget_gate_alone():
 
 @pytest.mark.parametrize(("target", "expected"), [([0.5, 2.0], 2.125), ([[3], [3]], math.log(8))])
 def test_losses_of_who_says_nothing(target, expected):
-    model = Reader(8 if isinstance(target[0], list) else 1, features=2)
+    model = Reader(8 if isinstance(target[0], list) else 1, d_model=2)
     task, inputs = Recall(model), jnp.ones((2, 3, 2))
     params = jax.tree.map(jnp.zeros_like, nn.meta.unbox(task.init(jax.random.key(0), {"inputs": inputs})[0]))
     loss, _, _ = task.loss(params, {}, {"inputs": inputs, "target": jnp.asarray(target)}, None, False)
