@@ -61,6 +61,7 @@ TARGETS = {
 KINDS = ("hmm", "kalman")
 SENTENCE = "the leaves as the weather turned cold fell silently from the trees"
 ROUNDING = 1e-6
+MOST = 64  # characters of a figure, the most frequent
 
 
 def get_config(variant=""):
@@ -296,11 +297,12 @@ def emissions(run):
     names = list(opened(run.config, run.assets).tokenizer.characters)
     emission, share = params["emission"], stationary(params["transition"])
     joint = emission * share[:, None]
-    order = np.lexsort((-joint.max(0), joint.argmax(0)))
-    width = min(style.PAGE, 1.6 + 0.13 * len(names))
+    kept = np.sort(np.argsort(-joint.sum(0), kind="stable")[:MOST])
+    order = kept[np.lexsort((-joint[:, kept].max(0), joint[:, kept].argmax(0)))]
+    width = min(style.PAGE, 1.6 + 0.13 * len(order))
     figure, axes = style.new(width=width, height=1.2 + 0.12 * max(4, len(share)))
     image = axes.imshow(np.sqrt(emission[:, order]), vmin=0, cmap="Blues", aspect="auto")
-    axes.set_xticks(range(len(names)), [style.visible(names[i]) for i in order], fontsize=6, parse_math=False)
+    axes.set_xticks(range(len(order)), [style.visible(names[i]) for i in order], fontsize=6, parse_math=False)
     every = max(1, len(share) // 16)
     axes.set_yticks(
         range(0, len(share), every), [f"{k + 1}: {share[k]:.0%}" for k in range(0, len(share), every)]
@@ -354,7 +356,8 @@ def track(arrays):
         gap, wide = mean[:, 0] - truth[:, 0], 2 * np.sqrt(cov[:, 0, 0])
         error.plot(times, gap, color=color, linestyle=style.LINES[number], label=name)
         error.fill_between(times, -wide, wide, color=color, alpha=0.15, linewidth=0, label=f"_{name}, band")
-    plane.set(xlabel="x", ylabel="y", aspect="equal")
+    plane.set(xlabel="x", ylabel="y")
+    plane.set_aspect("equal", adjustable="datalim")
     error.set(xlabel="time", ylabel="error of x, bands of two deviations")
     plane.legend()
     error.legend()
