@@ -232,7 +232,8 @@ def differences(table):
         gradients.plot(*rows.to_numpy().T, color=style.COLORS[number], linestyle=line, label=name)
     rows = table[["step", "train/networks_apart"]].dropna()
     networks.plot(*rows.to_numpy().T, label="parameters")
-    gradients.set(xlabel="updates", ylabel="gradients apart, of the largest", yscale="log")
+    gradients.axhline(2.0**-24, color="0.6", linewidth=0.6, label="rounding of float32")
+    gradients.set(xlabel="updates", ylabel="gradients apart, of the largest", yscale="log", ylim=(1e-9, 1e-5))
     networks.set(xlabel="updates", ylabel="networks apart, of the largest", yscale="log")
-    gradients.legend(ncols=3)
+    gradients.legend(ncols=2, loc="lower center")
     return figure

@@ -69,6 +69,7 @@ def get_config(variant=""):
     config = configs.base(
         kind="kalman" if "kalman" in parts else "hmm",
         iterations=100,
+        restarts=1,  # of EM
         model={"states": 64, "smoothing": 1e-6},
         data={"path": "text/tinyshakespeare.txt", "context": 64, "letters": False},
         tracks={"number": 200, "length": 100, "acceleration": 0.2, "observation": 2.0},
@@ -76,6 +77,7 @@ def get_config(variant=""):
     if "letters" in parts:
         config.data.letters = True
         config.model.states = 2
+        config.restarts = 8
     if "kalman" in parts:
         config.iterations = 20
     if "demo" in parts:
@@ -84,7 +86,7 @@ def get_config(variant=""):
         config.model.states = min(8, config.model.states)
         config.tracks.update(number=20, length=50)
         if "letters" in parts:
-            config.iterations = 60
+            config.update(iterations=60, restarts=4)
     return config
 
 
@@ -101,6 +103,17 @@ def markov(config, assets):
     corpus, context = opened(config, assets), config.data.context
     tokenizer = corpus.tokenizer
     model = HMM(config.model.states, tokenizer.vocab_size)
+    if config.restarts < 1:
+        raise ValueError(f"restarts must be at least 1, received {config.restarts}")
+
+    def fit(source, key):
+        """EM from several beginnings, of which the one that comes highest is kept: it climbs to the nearest top."""
+        tokens = np.asarray(source.data["tokens"])
+        tries = (
+            model.fit(tokens, each, config.iterations, config.model.smoothing)
+            for each in jax.random.split(key, config.restarts)
+        )
+        return max(tries, key=lambda params: float(params["log_likelihood"][-1]))
 
     def ids(part):
         return tokenizer.encode(letters(corpus.pieces[part]) if config.data.letters else corpus.pieces[part])
@@ -116,9 +129,7 @@ def markov(config, assets):
         return Resident(data={"tokens": rows}, num_examples=count, batch_size=count, seed=config.seed)
 
     return Experiment(
-        fit=lambda source, key: model.fit(
-            np.asarray(source.data["tokens"]), key, config.iterations, config.model.smoothing
-        ),
+        fit=fit,
         train_data=source,
         evaluations={
             "fit": Rise(),

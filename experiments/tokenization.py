@@ -141,7 +141,9 @@ def opened(config, assets) -> Corpus:
 def bytes_per_token(corpus: Corpus, part: str) -> float:
     """Of the tokens that are predicted: all but the first."""
     ids, size = corpus.ids[part], len(corpus.pieces[part].encode("utf-8"))
-    return (size - len(corpus.tokenizer.decode(ids[:1]).encode("utf-8"))) / max(1, len(ids) - 1)
+    if len(ids) < 2:
+        return 1.0  # of which there is no window
+    return (size - len(corpus.tokenizer.decode(ids[:1]).encode("utf-8"))) / (len(ids) - 1)
 
 
 @dataclasses.dataclass
