@@ -246,9 +246,10 @@ def _chunks(path: Path) -> Iterator[str]:
                 offset += len(data)
     except UnicodeDecodeError as error:
         start = offset - (len(error.object) - len(data)) + error.start
+        marked = start == 0 and error.object[:1] in (b"\xff", b"\xfe")  # its mark of the order of bytes
         raise ValueError(
             f"{str(path)!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {start:,}; convert"
-            " it, for example with iconv -f LATIN1 -t UTF-8"
+            f" it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8"
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{str(path)!r} is not a whole gzip file: {error}") from None
