@@ -22,7 +22,6 @@ import functools
 
 import jax
 import numpy as np
-from sklearn.manifold import TSNE
 
 from lmlab import config as configs
 from lmlab.data import text
@@ -205,6 +204,8 @@ def near(vectors, words, shown, count=5):
 
 def plane(vectors, words, shown, count=6):
     """The same words (bold) and those nearest to them in a plane, by t-SNE (van der Maaten and Hinton 2008)."""
+    from sklearn.manifold import TSNE
+
     group = dict.fromkeys(shown)
     for number, place in enumerate(shown):
         for word in (place, *nearest(vectors, place, count)[0]):
