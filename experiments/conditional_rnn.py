@@ -13,7 +13,7 @@ the others in turn. Zeros are nothing that the model has met in training: what a
     lmlab figures --workdir=runs/topics          # bits over training and by topic, with samples
     lmlab sweep --config=experiments/conditional_rnn.py:cpu --workdir=sweeps/topics         # both, three seeds
 
-demo: half a minute, on generated equations in LaTeX of five kinds. cpu: five minutes on one core. default: two layers
+demo: half a minute, on generated equations in LaTeX of five kinds. cpu: three minutes on one core. default: two layers
 of 512 units, for a GPU (not run).
 """
 
@@ -39,7 +39,7 @@ from lmlab.training import optimizer
 FAMILY, PAPER = "recurrent", "Mikolov and Zweig 2012; Saxton et al. 2019"
 VARIANTS = {
     "demo": "64 units on equations in LaTeX of five kinds, generated: half a minute",
-    "cpu": "128 units on eight modules of mathematics, 4,000 steps",
+    "cpu": "128 units on eight modules of mathematics, 2,000 steps",
     "unconditional": "no topic is told, in training or after",
 }
 TOLD = {"given": "with the topic", "without": "without", "wrong": "with another"}
@@ -58,7 +58,7 @@ def get_config(variant=""):
     )
     config.conditional = "unconditional" not in parts
     if "cpu" in parts or "demo" in parts:
-        config.update(duration="4000 steps", batch_size=32)
+        config.update(duration="2000 steps", batch_size=32)
         config.model.update(num_layers=1, d_model=128)
     if "demo" in parts:
         config.duration = "800 steps"
