@@ -102,7 +102,7 @@ def sweep():
 
 def figures(runs):
     """Validation loss of each arm at its best learning rate, against tokens and against seconds."""
-    best = [run for arm in NAMES for run in best_rate([run for run in runs if run.config.arm == arm])]
+    best = [run for arm in NAMES for run in curves.best_rate([r for r in runs if r.config.arm == arm])]
 
     def label(run):
         return f"{NAMES[run.config.arm]}, rate {run.config.optimizer.learning_rate:g}"
@@ -114,19 +114,3 @@ def figures(runs):
             best, metrics, x="seconds", label=label, ylabel="validation, nats a character"
         ),
     }
-
-
-def best_rate(runs):
-    """The runs of the learning rate with the lowest mean of the last validation loss."""
-    rates = sorted({run.config.optimizer.learning_rate for run in runs})
-
-    def mean(rate):
-        last = [
-            run.metrics()["validation/loss"].dropna().iloc[-1]
-            for run in runs
-            if run.config.optimizer.learning_rate == rate
-        ]
-        return sum(last) / len(last)
-
-    chosen = min(rates, key=mean) if rates else None
-    return [run for run in runs if run.config.optimizer.learning_rate == chosen]

@@ -317,7 +317,8 @@ class Run:
         if self.experiment.sample is None:
             raise ValueError(f"{self.path} cannot be sampled from: its experiment has no sampler")
         variables = self.variables if checkpoint is None else self.at(checkpoint)[1]
-        return self.experiment.sample(variables, jax.random.key(seed), **options)
+        with fitting(self.folder):
+            return self.experiment.sample(variables, jax.random.key(seed), **options)
 
     def evaluate(self, checkpoint: int | str | None = None, held_out: bool = True) -> dict[str, float]:
         """All evaluations, test splits among them, over their whole splits; arrays go to evaluations/."""
@@ -328,7 +329,8 @@ class Run:
         if not chosen:
             raise ValueError(f"{self.path} has no evaluations")
         folder = self.folder / "evaluations"
-        return Evaluator(chosen, Keys.of(self.config).evaluation, folder)(variables, step)
+        with fitting(self.folder):
+            return Evaluator(chosen, Keys.of(self.config).evaluation, folder)(variables, step)
 
     def arrays(self, name: str) -> dict[str, Any]:
         """The arrays that an evaluation keeps, of the newest checkpoint; it is run now if it was not yet."""
@@ -350,6 +352,20 @@ class Run:
     def figures(self) -> dict[str, Any]:
         """{name: matplotlib Figure}: the experiment's own, from this run."""
         return figures([self])
+
+
+@contextlib.contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """A ValueError where the parameters of a run are not of the model's shapes: a file it was made with is another."""
+    from flax.errors import ScopeParamShapeError
+
+    try:
+        yield
+    except ScopeParamShapeError as error:
+        told = str(error).split(". (http")[0]
+        raise ValueError(
+            f"{folder} does not fit its model (the experiment or a file in assets/ is another): {told}"
+        ) from None
 
 
 def figures(runs: list[Run]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ run resumes exactly, on any number of devices or hosts, with nothing to carry bu
 
 An epoch visits every example once, in an order of its own: `shuffled` is a permutation that can be
 asked for one index at a time. Of N examples an epoch uses the first floor(N / B) * B of its order.
+Examples that hang together, such as the windows of a text whose state is carried, keep their order.
 """
 
 import dataclasses
@@ -65,11 +66,15 @@ def rows(data: PyTree, indices, epoch, seed=None) -> PyTree:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What both kinds know: how many examples there are and which of them make the batch of a step."""
+    """What both kinds know: how many examples there are and which of them make the batch of a step.
+
+    ordered: examples come in the order of their numbers, each epoch.
+    """
 
     num_examples: int
     batch_size: int
     seed: Any
+    ordered: bool = False
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -87,10 +92,10 @@ class Source:
         """(epoch, the shard's indices) of the batch that makes step `step` into `step + 1`."""
         epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
         share = self.batch_size // num_shards
-        first = position * self.batch_size + shard * share
-        return epoch, shuffled(
-            first + xp.arange(share, dtype=xp.int32), self.num_examples, self.seed, epoch, xp
-        )
+        places = position * self.batch_size + shard * share + xp.arange(share, dtype=xp.int32)
+        if self.ordered:
+            return epoch, places
+        return epoch, shuffled(places, self.num_examples, self.seed, epoch, xp)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,10 @@ class Corpus:
         """The ids of a part, which is one sequence."""
         return [self.ids[part]]
 
+    def num_bytes(self, part: str) -> int:
+        """The length of a part in UTF-8."""
+        return len(self.pieces[part].encode("utf-8"))
+
     def windows(self, part: str, context: int) -> Callable[[], dict[str, Any]]:
         """A function that opens the part as evaluation windows (see `text.evaluation_windows`)."""
         return lambda: text.evaluation_windows(self.ids[part], context)

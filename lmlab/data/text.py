@@ -6,6 +6,9 @@ one, so that each token is predicted once. The shift is one of 0..S with S = n -
 spare (T - 1 <= S <= 2 T - 2): an epoch leaves `shift` predictions out at the start of the text and
 S - shift at its end. Shifts come in a shuffled order, all of them once before any comes again. The
 windows then come in an order of the epoch's own (`sources.shuffled`), cut to whole batches.
+
+Where a recurrent state is carried from batch to batch (`streams`), the text lies as B streams side by side, which are
+read from their beginning in each epoch.
 """
 
 import codecs
@@ -103,6 +106,41 @@ def stream_windows(ids: np.ndarray | locate.PathLike, context: int, batch_size: 
         return {"tokens": tokens[starts[:, None] + np.arange(context + 1)].astype(np.int32)}
 
     return Stream(load=load, num_examples=count, batch_size=batch_size, seed=seed)
+
+
+def streams(ids: np.ndarray, context: int, batch_size: int, seed: Any) -> Resident:
+    """Training batches of a text read in order, for truncated backpropagation (Mikolov et al. 2010).
+
+    Row b of each batch is of stream b, the ids b L to (b + 1) L - 1 with L = n // B; the last n - B L are left
+    out. Window i holds the tokens i T to (i + 1) T of each: {"tokens": int32 [B, T + 1], "mask": bool [B, T], False
+    past the end of the last window, "begins": bool [B], True in the first}.
+    """
+    if context < 1:
+        raise ValueError(f"context must be at least 1, received {context}")
+    length = len(ids) // batch_size if batch_size > 0 else 2  # Resident tells of the size
+    if length < 2:
+        raise ValueError(
+            f"a text of {len(ids):,} tokens is too short for {batch_size:,} streams: they need 2 tokens each"
+        )
+    count = -(-(length - 1) // context)
+
+    def take(data, indices, epoch, seed):
+        del epoch, seed
+        window, stream = indices // batch_size, indices % batch_size
+        places = window[:, None] * context + jnp.arange(context + 1)[None]
+        within = places < length
+        tokens = data["tokens"][jnp.where(within, stream[:, None] * length + places, 0)]
+        tokens = jnp.where(within, tokens, 0).astype(jnp.int32)
+        return {"tokens": tokens, "mask": within[:, 1:], "begins": window == 0}
+
+    return Resident(
+        data={"tokens": jnp.asarray(ids)},
+        num_examples=count * batch_size,
+        batch_size=batch_size,
+        seed=seed,
+        take=take,
+        ordered=True,
+    )
 
 
 def evaluation_windows(ids: np.ndarray, context: int) -> dict[str, np.ndarray]:
@@ -208,9 +246,10 @@ def _chunks(path: Path) -> Iterator[str]:
                 offset += len(data)
     except UnicodeDecodeError as error:
         start = offset - (len(error.object) - len(data)) + error.start
+        marked = start == 0 and error.object[:1] in (b"\xff", b"\xfe")  # its mark of the order of bytes
         raise ValueError(
             f"{str(path)!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {start:,}; convert"
-            " it, for example with iconv -f LATIN1 -t UTF-8"
+            f" it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8"
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{str(path)!r} is not a whole gzip file: {error}") from None

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+LONGEST = 1 << 20  # characters of a word
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>", "<mask>")
 
 
@@ -186,7 +187,10 @@ class BPETokenizer:
     def __init__(self, model: dict[str, Any]):
         from tokenizers import Tokenizer as Library
 
-        self._library = Library.from_str(json.dumps(model))
+        try:
+            self._library = Library.from_str(json.dumps(model))
+        except Exception as error:  # the library's own has no other type
+            raise ValueError(f"not the JSON of a tokenizer of the tokenizers library: {error}") from None
         self._library.encode_special_tokens = True  # a text that spells a special is a text
         self._model = model
         self.specials = tuple(entry["content"] for entry in model["added_tokens"])
@@ -215,7 +219,7 @@ class BPETokenizer:
             show_progress=False,
         )
         texts = [texts] if isinstance(texts, str) else texts
-        library.train_from_iterator((line for text in texts for line in _lines(text)), trainer)
+        library.train_from_iterator((line for text in texts for line in _lines_of_words(text)), trainer)
         return cls(json.loads(library.to_str()))
 
     @classmethod
@@ -230,7 +234,7 @@ class BPETokenizer:
         return self._library.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        encoded = self._library.encode_batch_fast(list(_lines(text)), add_special_tokens=False)
+        encoded = self._library.encode_batch_fast(list(_lines_of_words(text)), add_special_tokens=False)
         return np.array([i for line in encoded for i in line.ids], np.int32)
 
     def decode(self, ids) -> str:
@@ -243,11 +247,15 @@ class BPETokenizer:
 KINDS = {"char": CharTokenizer, "byte": ByteTokenizer, "word": WordTokenizer, "bpe": BPETokenizer}
 
 
-def tokenizer_from_json(value: dict[str, Any]) -> Tokenizer:
+def tokenizer_from_json(value: Any) -> Tokenizer:
     """The tokenizer that `to_json` described."""
-    if value.get("kind") not in KINDS:
-        raise ValueError(f"unknown kind of tokenizer {value.get('kind')!r}; allowed: {', '.join(KINDS)}")
-    return KINDS[value["kind"]].from_json(value)
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of tokenizer {kind!r}; allowed: {', '.join(KINDS)}")
+    try:
+        return KINDS[kind].from_json(value)
+    except KeyError as error:
+        raise ValueError(f"a tokenizer of kind {kind!r} has {error}, which is not there") from None
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
@@ -278,6 +286,18 @@ def _told(specials: tuple[str, ...]) -> dict[str, Any]:
 def _lines(text: str) -> Iterator[str]:
     """With their ends, which are line feeds and nothing else."""
     return iter(io.StringIO(text, newline="\n"))
+
+
+def _lines_of_words(text: str) -> Iterator[str]:
+    """Lines whose words are not so long that pairs of neighbours in them take minutes to merge."""
+    for line in _lines(text):
+        longest = max(map(len, line.split()), default=0) if len(line) > LONGEST else 0
+        if longest > LONGEST:
+            raise ValueError(
+                f"a word of {longest:,} characters, from {_shortened(line.lstrip(), 20)}; allowed for pairs of bytes:"
+                f" up to {LONGEST:,} without white space"
+            )
+        yield line
 
 
 def _decode(ids: np.ndarray, specials: tuple[str, ...], plain) -> str:

@@ -11,11 +11,11 @@ from lmlab.decoding import sampling
 from lmlab.experiment import Samples
 
 
-def text_sampler(model, tokenizer: Any, start: str = "\n") -> Callable[..., Samples]:
+def text_sampler(model, tokenizer: Any, start: str = "\n", space: str = "") -> Callable[..., Samples]:
     """The `sample` of an experiment. model: `start(batch, length) -> cache`, `step(variables, cache, token)`.
 
     start: the text that stands for an empty prompt (the first token of the vocabulary if it has no such
-    character); it is not printed.
+    character); it is not printed. space: what stands between a prompt and what goes on from it, " " for words.
     """
 
     def sample(
@@ -62,7 +62,9 @@ def text_sampler(model, tokenizer: Any, start: str = "\n") -> Callable[..., Samp
             min_p,
         )
         rows = zip(prompts, np.asarray(tokens), lengths, np.asarray(ends), strict=True)
-        texts = [text + tokenizer.decode(ids[length:end]) for text, ids, length, end in rows]
+        texts = [
+            text + space * bool(text) + tokenizer.decode(ids[length:end]) for text, ids, length, end in rows
+        ]
         arrays = {
             "tokens": np.asarray(tokens),
             "log_probs": np.asarray(log_probs),

@@ -250,7 +250,7 @@ def score(classifier: str, folders: Sequence[str], samples: int, draws: int, res
             row = measured(spec, members, scorer, draws)
         found.append({**row, **of_runs})
         path.write_text(json.dumps(record, indent=1) + "\n")
-    style.save(figure(found, groups, scorer, scale), results / "figures", name)
+    style.save(figure(found, groups, scorer, scale), results / "figures", name, ["png"])
     path.with_suffix(".md").write_text(table(record))
     print(f"{table(record)}written: {path}")
     return path

@@ -38,6 +38,10 @@ class Likelihood:
         sums = jax.device_get(self._run(variables, key, batches))
         return {name: float(mean.total) / (float(mean.count) or 1.0) for name, mean in sums.items()}
 
+    def begin(self) -> dict[str, Any]:
+        """Collections that each batch takes from the one before it, as they are before the first."""
+        return {}
+
     @functools.cached_property
     def _batches(self):
         return batched(self.data(), self.batch_size)
@@ -49,17 +53,44 @@ class Likelihood:
             params = variables["params"]
             collections = {name: value for name, value in variables.items() if name != "params"}
 
-            def one(batch):
-                mean, metrics, _ = self.task.loss(params, collections, batch, key, False)
-                return {"loss": mean, **metrics}
+            def one(carried, batch):
+                mean, metrics, new = self.task.loss(params, {**collections, **carried}, batch, key, False)
+                return {name: new[name] for name in carried}, {"loss": mean, **metrics}
 
-            shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], batches))
+            def body(state, batch):
+                carried, sums = one(state[0], batch)
+                return (carried, jax.tree.map(jnp.add, state[1], sums)), None
+
+            shapes = jax.eval_shape(one, self.begin(), jax.tree.map(lambda leaf: leaf[0], batches))[1]
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            return jax.lax.scan(
-                lambda sums, batch: (jax.tree.map(jnp.add, sums, one(batch)), None), zeros, batches
-            )[0]
+            return jax.lax.scan(body, (self.begin(), zeros), batches)[0][1]
 
         return run
+
+
+@dataclasses.dataclass(kw_only=True)
+class TextLikelihood(Likelihood):
+    """Of one text, read once from its beginning to its end, a window after the other, the state carried throughout.
+
+    data(): {"tokens": (windows, T + 1), "mask": (windows, T)} in order. start: `start(rows)`, the collections before
+    the first window. num_bytes(): the length of the text in UTF-8. Adds perplexity = exp loss, bits_per_token and
+    bits_per_byte, the bits of all tokens but the first, which is given, over all bytes.
+    """
+
+    start: Callable[[int], dict[str, Any]]
+    num_bytes: Callable[[], int]
+    batch_size: int = dataclasses.field(default=1, init=False)
+    bits: bool = dataclasses.field(default=True, init=False)
+
+    def __call__(self, variables, key) -> tuple[dict[str, float], dict[str, Any]]:
+        scalars, arrays = super().__call__(variables, key)
+        scalars["perplexity"] = math.exp(min(scalars["loss"], 700.0))
+        tokens = float(self._batches["mask"].sum())
+        scalars["bits_per_byte"] = scalars["bits_per_token"] * tokens / self.num_bytes()
+        return scalars, arrays
+
+    def begin(self) -> dict[str, Any]:
+        return self.start(self.batch_size)
 
 
 @dataclasses.dataclass

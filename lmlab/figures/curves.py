@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -77,6 +78,22 @@ def loss(
     else:
         axes.legend()
     return figure
+
+
+def best_rate(runs: Sequence[Run], metric: str = "validation/loss") -> list[Run]:
+    """The runs of the learning rate with the lowest mean of the metric's last value."""
+    rates: dict[float, list[Run]] = {}
+    for run in runs:
+        rates.setdefault(run.config.optimizer.learning_rate, []).append(run)
+    return min(rates.values(), key=lambda group: statistics.fmean(last(r, metric) for r in group), default=[])
+
+
+def last(run: Run, metric: str) -> float:
+    """The metric's last value."""
+    table = run.metrics()
+    if metric not in table or table[metric].isna().all():
+        raise ValueError(f"{run.name} logged no {metric}")
+    return float(table[metric].dropna().iloc[-1])
 
 
 def differences(runs: Sequence[Run]) -> Callable[[Run], str]:

@@ -111,15 +111,21 @@ def colorbar(figure: Figure, image, axes, label: str, extend: str = "neither") -
     bar.outline.set_linewidth(0.6)
 
 
-def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+def save(
+    figure: Figure, folder: str | Path, name: str, kinds: Sequence[str] = ("png", "pdf", "csv")
+) -> list[Path]:
     """Writes name.png, name.pdf and name.csv (the numbers, read off the figure): same bytes every time."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf", "csv")]
-    table.write(figure, paths[2])
+    writers = {
+        "csv": lambda path: table.write(figure, path),
+        "png": lambda path: figure.savefig(path, dpi=150),
+        "pdf": lambda path: figure.savefig(path, metadata={"CreationDate": None}, dpi=300),
+    }
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
     with matplotlib.rc_context(STYLE):
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"CreationDate": None}, dpi=300)
+        for kind, path in zip(kinds, paths, strict=True):
+            writers[kind](path)
     return paths
 
 

@@ -28,9 +28,13 @@ def is_zero(rate: Rate) -> bool:
 
 
 class Dropout(nn.Module):
-    """Sets entries to 0 with probability `rate`, scales the rest by 1 / (1 - rate); in training only."""
+    """Sets entries to 0 with probability `rate`, scales the rest by 1 / (1 - rate); in training only.
+
+    shared: axes along which one decision holds, such as time (Gal and Ghahramani 2016).
+    """
 
     rate: Rate
+    shared: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_rate(self.rate)
@@ -42,7 +46,8 @@ class Dropout(nn.Module):
             return x
         # Rounded alike for a number and an array of it, which the compiler would divide by in two ways.
         kept = 1 - jnp.asarray(self.rate, x.dtype)
-        return jnp.where(keep(self.make_rng("dropout"), kept, x.shape), x * (1 / kept), 0)
+        shape = tuple(1 if axis in self.shared else size for axis, size in enumerate(x.shape))
+        return jnp.where(keep(self.make_rng("dropout"), kept, shape), x * (1 / kept), 0)
 
 
 def keep(key: Key[Array, ""], probability: Rate, shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from lmlab.layers import tricks
-from lmlab.layers.dropout import Dropout, Rate, check_rate
+from lmlab.layers.dropout import Dropout, Rate, check_rate, is_zero
 from lmlab.layers.linear import Dense, Rows, einsum, matmul
 
 
@@ -33,10 +33,11 @@ class Tapped(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a cell adds to the projected input: U, parted by product; c of GRU form A alone."""
+    """What a cell adds to the projected input: U, parted by product; c of GRU form A alone; z, a mask of dropout."""
 
     u: tuple[Float[Array, "H _"] | Tapped, ...]
     c: Float[Array, "H"] | None = None
+    z: Float[Array, "B H"] | None = None
 
 
 Carry = Float[Array, "B H"] | LSTMCarry
@@ -45,7 +46,7 @@ Gates = dict[str, Float[Array, "B H"]]
 
 def rnn(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights) -> tuple[Carry, Gates]:
     """h' = tanh(W x + U h + b) (Elman 1990)."""
-    return jnp.tanh(x + product(h, weights.u[0])), {}
+    return jnp.tanh(x + product(h, weights)), {}
 
 
 def gru(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights) -> tuple[Carry, Gates]:
@@ -55,7 +56,7 @@ def gru(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights) -> tup
     n = tanh(W_n x + b_n + r * (U_n h + c)),  h' = u * h + (1 - u) * n.
     """
     x_r, x_u, x_n = jnp.split(x, 3, axis=-1)
-    h_r, h_u, h_n = jnp.split(product(h, weights.u[0]), 3, axis=-1)
+    h_r, h_u, h_n = jnp.split(product(h, weights), 3, axis=-1)
     r, u = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_u + h_u)
     n = jnp.tanh(x_n + r * (h_n + weights.c[None]))
     return u * h + (1 - u) * n, {"reset": r, "update": u}
@@ -68,9 +69,9 @@ def gru_inside(h: Float[Array, "B H"], x: Float[Array, "B G"], weights: Weights)
     n = tanh(W_n x + U_n (r * h) + b_n),  h' = u * h + (1 - u) * n.
     """
     x_r, x_u, x_n = jnp.split(x, 3, axis=-1)
-    h_r, h_u = jnp.split(product(h, weights.u[0]), 2, axis=-1)
+    h_r, h_u = jnp.split(product(h, weights), 2, axis=-1)
     r, u = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_u + h_u)
-    n = jnp.tanh(x_n + product(r * h, weights.u[1]))
+    n = jnp.tanh(x_n + product(r * h, weights, 1))
     return u * h + (1 - u) * n, {"reset": r, "update": u}
 
 
@@ -80,7 +81,7 @@ def lstm(carry: LSTMCarry, x: Float[Array, "B G"], weights: Weights) -> tuple[Ca
     i, f, o = s(W x + U h + b) each with its own weights,  g = tanh(W_g x + U_g h + b_g),
     c' = f * c + i * g,  h' = o * tanh(c').
     """
-    i, f, g, o = jnp.split(x + product(carry.h, weights.u[0]), 4, axis=-1)
+    i, f, g, o = jnp.split(x + product(carry.h, weights), 4, axis=-1)
     i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
     c = f * carry.c + i * jnp.tanh(g)
     return LSTMCarry(o * jnp.tanh(c), c), {"input": i, "forget": f, "output": o}
@@ -88,6 +89,24 @@ def lstm(carry: LSTMCarry, x: Float[Array, "B G"], weights: Weights) -> tuple[Ca
 
 CELLS = {"rnn": (rnn, (1,)), "gru": (gru, (3,)), "gru_inside": (gru_inside, (2, 1)), "lstm": (lstm, (4,))}
 """Each cell, and how many maps of the state stand side by side in each of its products."""
+
+
+def forget_bias(value: float) -> Callable:
+    """An initializer for the biases of an LSTM: `value` of the forget gate's, 0 of the others'.
+
+    At 0 the gate begins at 1/2, and what a cell holds is halved with each step (Jozefowicz et al. 2015).
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        del key
+        return jnp.repeat(jnp.array([0, value, 0, 0], dtype), shape[0] // 4)
+
+    return init
+
+
+def state_of(carry: Carry) -> Float[Array, "B H"]:
+    """h, the part of a carry that other layers see."""
+    return carry.h if isinstance(carry, LSTMCarry) else carry
 
 
 def check_cell(cell: str) -> None:
@@ -104,8 +123,10 @@ def zero_carry(
     return (carry,) * (num_layers * (2 if bidirectional else 1))
 
 
-def product(h: Float[Array, "B H"], u: Float[Array, "H _"] | Tapped) -> Float[Array, "B _"]:
-    """h U, of a state and (a part of) the recurrent weights."""
+def product(h: Float[Array, "B H"], weights: Weights, part: int = 0) -> Float[Array, "B _"]:
+    """h U, of a state and (a part of) the recurrent weights; (h * z) U under dropout."""
+    u = weights.u[part]
+    h = h if weights.z is None else h * weights.z
     return checkpoint_name(_tapped(h, u.u, u.taps), "product") if isinstance(u, Tapped) else matmul(h, u)
 
 
@@ -152,6 +173,8 @@ _deferred.defvjp(_deferred_forward, _deferred_backward)
 class Recurrent(nn.Module):
     """Stacked, perhaps bidirectional recurrent layers with dropout between them.
 
+    variational: a mask of dropout is drawn once for all times, and each layer has one for its state as well (Gal and
+    Ghahramani 2016, eq. 7, with masks tied over the gates).
     Bidirectional layers give forward and backward outputs side by side, 2 H wide. The gates are kept for
     figures, a dict of (B, T, H) a layer, when the caller makes "intermediates" mutable.
     """
@@ -161,6 +184,7 @@ class Recurrent(nn.Module):
     num_layers: int = 1
     bidirectional: bool = False
     dropout: Rate = 0.0
+    variational: bool = False
     kernel_init: Callable = nn.initializers.lecun_normal()
     recurrent_init: Callable = nn.initializers.orthogonal()
     bias_init: Callable = nn.initializers.zeros
@@ -192,16 +216,16 @@ class Recurrent(nn.Module):
         after = []
         for layer in range(self.num_layers):
             if layer > 0:
-                x = Dropout(self.dropout)(x, train)
+                x = Dropout(self.dropout, (1,) if self.variational else ())(x, train)
             outputs = []
             for direction in directions:
-                y, last = self._layer(x, carry[len(after)], lengths, f"{layer}{direction}")
+                y, last = self._layer(x, carry[len(after)], lengths, f"{layer}{direction}", train)
                 outputs.append(y)
                 after.append(last)
             x = jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
         return x, tuple(after)
 
-    def _layer(self, x, carry, lengths, name):
+    def _layer(self, x, carry, lengths, name, train):
         cell, widths = CELLS[self.cell]
         maps = sum(widths)
         wide = maps * self.features
@@ -223,13 +247,16 @@ class Recurrent(nn.Module):
         else:
             x = project(x).swapaxes(0, 1)
         u = tuple(jnp.split(u, [self.features * sum(widths[:i]) for i in range(1, len(widths))], axis=1))
+        z = None
+        if self.variational and train and not is_zero(self.dropout):
+            z = Dropout(self.dropout)(jnp.ones((x.shape[1], self.features)), train)
         keep_gates = self.is_mutable_collection("intermediates")
         # Scanned from the back, a row's state stays the initial one until its true end.
         scan = functools.partial(_scan, cell, name.endswith("_backward"), keep_gates)
         if tricks.uses("recurrent_gradient"):
-            last, (y, gates) = _deferred(scan, u, (carry, x, c, lengths))
+            last, (y, gates) = _deferred(scan, u, (carry, x, c, z, lengths))
         else:
-            last, (y, gates) = scan(u, None, (carry, x, c, lengths))
+            last, (y, gates) = scan(u, None, (carry, x, c, z, lengths))
         if keep_gates:
             self.sow("intermediates", f"gates_{name}", {k: v.swapaxes(0, 1) for k, v in gates.items()})
         return y.swapaxes(0, 1), last
@@ -244,13 +271,13 @@ class Recurrent(nn.Module):
 
 def _scan(cell, reverse, keep_gates, u, taps, rest):
     """(last carry, (outputs, gates)) of a layer; time leads."""
-    carry, x, c, lengths = rest
+    carry, x, c, z, lengths = rest
 
     def tick(carry, inputs):
         t, x, taps = inputs
-        weights = Weights(u if taps is None else tuple(map(Tapped, u, taps)), c)
+        weights = Weights(u if taps is None else tuple(map(Tapped, u, taps)), c, z)
         new, gates = cell(carry, x, weights)
-        y = new.h if isinstance(new, LSTMCarry) else new
+        y = state_of(new)
         if lengths is not None:
             within = (t < lengths)[:, None]
             new = jax.tree.map(lambda new, old: jnp.where(within, new, old), new, carry)

@@ -1,19 +1,25 @@
 """A recurrent language model (Mikolov et al. 2010): embedding, recurrent layers, logits of the next token."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lmlab.experiment import Mean, PyTree
 from lmlab.layers.dropout import Dropout, Rate, check_rate, is_zero
 from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import Carry, Recurrent, check_cell, zero_carry
+from lmlab.tasks import Batch, NextToken, cross_entropy
 
 
 class RecurrentLM(nn.Module):
     """cell: "rnn", "gru" (reset gate outside the linear map), "gru_inside" or "lstm".
 
-    `d_embed` None means `d_model`. Dropout falls on the embeddings, between layers and on the last states.
+    `d_embed` None means `d_model`. Dropout falls on the embeddings, between layers and on the last states; variational:
+    by masks that hold for all times, and on the state within each layer as well. Tied outputs have a bias of their own.
     """
 
     vocab_size: int
@@ -22,6 +28,7 @@ class RecurrentLM(nn.Module):
     d_model: int = 256
     d_embed: int | None = None
     dropout: Rate = 0.0
+    variational: bool = False
     tie_embeddings: bool = False
 
     def __post_init__(self):
@@ -40,9 +47,14 @@ class RecurrentLM(nn.Module):
 
     def setup(self):
         self.embed = Embed(self.vocab_size, self.d_embed or self.d_model)
-        self.drop = Dropout(self.dropout)
-        self.recurrent = Recurrent(self.d_model, self.cell, self.num_layers, dropout=self.dropout)
-        if not self.tie_embeddings:
+        self.drop = Dropout(self.dropout, (1,) if self.variational else ())
+        self.recurrent = Recurrent(
+            self.d_model, self.cell, self.num_layers, dropout=self.dropout, variational=self.variational
+        )
+        if self.tie_embeddings:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.bias = self.param("bias", init, (self.vocab_size,))
+        else:
             self.head = Dense(self.vocab_size, True, ("embed", "vocab"))
 
     def __call__(
@@ -53,7 +65,7 @@ class RecurrentLM(nn.Module):
         x = self.drop(self.embed(tokens), train) if dropping else self.embed.rows(tokens)
         x, carry = self.recurrent(x, cache, train=train)
         x = self.drop(x, train)
-        logits = self.embed.attend(x) if self.tie_embeddings else self.head(x)
+        logits = self.embed.attend(x) + self.bias[None, None] if self.tie_embeddings else self.head(x)
         return logits if cache is None else (logits, carry)
 
     def start(self, batch: int, length: int | None = None) -> tuple[Carry, ...]:
@@ -67,3 +79,34 @@ class RecurrentLM(nn.Module):
         """(logits after one more token, the carry)."""
         logits, cache = self.apply(variables, token[:, None], cache=cache)
         return logits[:, 0], cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """`NextToken` on a text that is read in order: each row goes on from the state in which the last batch left it.
+
+    Truncated backpropagation: the gradient ends where the batch begins. A batch is one of `NextToken` and may tell by
+    "begins", (B,), which rows start anew, with an empty state. The state is the collection "carry", {"layers": what
+    the model carries}.
+    """
+
+    model: RecurrentLM
+
+    def init(self, key, batch: Batch) -> tuple[PyTree, dict[str, PyTree]]:
+        params, collections = NextToken(self.model).init(key, batch)
+        return params, {**collections, **self.start(len(batch["tokens"]))}
+
+    def start(self, batch: int) -> dict[str, PyTree]:
+        """The collection before any token."""
+        return {"carry": {"layers": self.model.start(batch)}}
+
+    def loss(
+        self, params, collections, batch: Batch, key, train: bool
+    ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
+        carry = collections["carry"]["layers"]
+        if "begins" in batch:
+            carry = jax.tree.map(lambda leaf: jnp.where(batch["begins"][:, None], 0, leaf), carry)
+        tokens, rngs = batch["tokens"], {"dropout": key} if train else None
+        logits, carry = self.model.apply({"params": params}, tokens[:, :-1], train, carry, rngs=rngs)
+        loss = Mean.of(cross_entropy(logits, tokens[:, 1:]), batch.get("mask"))
+        return loss, {"loss": loss}, {**collections, "carry": {"layers": carry}}

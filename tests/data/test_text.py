@@ -227,3 +227,29 @@ def test_a_failed_encoding_leaves_no_ids(tmp_path):
 def test_show_text():
     tokenizer = CharTokenizer("\nab")
     assert text.show_text(tokenizer)({"tokens": np.array([[1, 0, 2], [2, 2, 0]])}).texts == ["a⏎b", "bb⏎"]
+
+
+def test_streams_lie_side_by_side_and_each_token_is_predicted_once_an_epoch():
+    ids = np.arange(100, 162).astype(np.int32)  # 62: three streams of 20, the last two tokens left out
+    source = text.streams(ids, 6, 3, 0)
+    assert source.steps_per_epoch == 4
+    rows = [[] for _ in range(3)]
+    for step in range(4):
+        batch = jax.tree.map(np.asarray, source.batch(source.data, step))
+        assert (batch["begins"] == (step == 0)).all()
+        assert batch["mask"].sum() == 3 * (6 if step < 3 else 1)
+        for row, tokens, mask in zip(rows, batch["tokens"], batch["mask"], strict=True):
+            row += tokens[1:][mask].tolist()
+    assert rows == [list(range(101 + 20 * b, 120 + 20 * b)) for b in range(3)]
+    again, half = source.batch(source.data, 5), source.batch(source.data, 5, shard=2, num_shards=3)
+    np.testing.assert_array_equal(again["tokens"], source.batch(source.data, 1)["tokens"])
+    np.testing.assert_array_equal(half["tokens"], again["tokens"][2:])
+
+
+@pytest.mark.parametrize(
+    ("size", "context", "message"),
+    [(62, 0, "context must be at least 1"), (3, 6, "a text of 3 tokens is too short for 3 streams")],
+)
+def test_streams_that_cannot_be_are_refused(size, context, message):
+    with pytest.raises(ValueError, match=message):
+        text.streams(np.arange(size), context, 3, 0)

@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import numpy as np
 import pandas as pd
@@ -114,3 +115,17 @@ def test_on_a_page_a_decade_is_logarithmic(last, scale):
     figure = curves.loss(run(loss=(3.0, 1.0, last)), metrics=("train/loss",), wide=True)
     assert figure.axes[0].get_yscale() == scale
     assert curves.loss(run(loss=(3.0, 1.0, last))).axes[0].get_yscale() == "linear"
+
+
+def test_the_best_rate_has_the_lowest_mean_of_the_last_value():
+    def one(rate, seed, *losses):
+        made = run(seed, rate, validation=losses)
+        made.config = types.SimpleNamespace(optimizer=types.SimpleNamespace(learning_rate=rate))
+        return made
+
+    low = [one(0.1, 0, 9.0, 3.0, 1.2), one(0.1, 1, 9.0, 3.0, 1.4)]
+    high = [one(0.3, 0, 9.0, 1.0, 1.1), one(0.3, 1, 9.0, 1.0, np.nan), one(0.3, 2, 9.0, 2.0, 2.5)]
+    assert curves.best_rate(low + high) == low and curves.best_rate([]) == []
+    assert curves.last(high[1], "validation/loss") == 1.0
+    with pytest.raises(ValueError, match="run0 logged no test/loss"):
+        curves.last(low[0], "test/loss")

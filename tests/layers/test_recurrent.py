@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmlab.layers import tricks
 from lmlab.layers.recurrent import CELLS, LSTMCarry, Recurrent
 
 
@@ -208,3 +209,41 @@ def test_carry_of_an_lstm_has_names():
 def test_an_unknown_cell_is_refused_in_one_line():
     with pytest.raises(ValueError, match="unknown cell 'gruu'; allowed: rnn, gru, gru_inside, lstm"):
         Recurrent(3, "gruu")
+
+
+def test_the_state_is_dropped_by_one_mask_for_all_times():
+    """tanh((h * z) U) with U = 1 and no input: z can be read off the first state, and the others follow from it."""
+    layer, x, h = Recurrent(16, "rnn", dropout=0.5, variational=True), jnp.zeros((3, 4, 2)), normal(0, 3, 16)
+    variables = jax.tree.map(jnp.zeros_like, make(layer, x))
+    variables["params"]["recurrent_0"] = jnp.eye(16)
+    y, _ = apply(layer, variables, x, (h,), train=True, rngs={"dropout": jax.random.key(0)})
+    z = np.arctanh(y[:, 0]) / h
+    assert set(np.round(z.ravel(), 3).tolist()) == {0, 2} and (z[0] != z[1]).any()
+    for t in range(1, 4):
+        np.testing.assert_allclose(y[:, t], np.tanh(y[:, t - 1] * z), atol=1e-5)
+    plain, _ = apply(layer, variables, x, (h,))
+    np.testing.assert_allclose(plain[:, 0], np.tanh(h), atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_gradients_under_masks_of_the_state_are_autodiffs(cell):
+    layer, x, weight = (
+        Recurrent(5, cell, 2, dropout=0.4, variational=True),
+        normal(0, 2, 4, 3),
+        normal(1, 2, 4, 5),
+    )
+    variables = make(layer, x)
+
+    def gradient(*off):
+        def total(variables):
+            y, _ = layer.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})
+            return jnp.sum(weight * y)
+
+        with tricks.without(*off):
+            return jax.jit(jax.grad(total))(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(),
+        gradient("recurrent_gradient"),
+    )
