@@ -27,7 +27,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import scipy.optimize
 
 from lmlab import config as configs
 from lmlab.data import text
@@ -210,23 +210,26 @@ def noise(params):
 
 
 def likeliest(seen, iterations):
-    """The scales of noise under which the tracks are likeliest, by L-BFGS from 1 and 1, and how it came to them."""
+    """The scales of noise under which the tracks are likeliest, by BFGS from 1 and 1, and how it came to them."""
+    names = ("log_acceleration", "log_observation")
 
-    def loss(params):
-        return -jax.vmap(lambda x: filtered(noise(params), x).log_likelihood.mean())(seen).mean()
+    @jax.jit
+    def loss(scales):
+        model = noise(dict(zip(names, scales, strict=True)))
+        return -jax.vmap(lambda x: filtered(model, x).log_likelihood.mean())(seen).mean()
 
-    search = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry, _):
-        params, state = carry
-        value, slope = value_and_grad(params, state=state)
-        change, state = search.update(slope, state, params, value=value, grad=slope, value_fn=loss)
-        return (optax.apply_updates(params, change), state), -value
-
-    params = {"log_acceleration": jnp.zeros(()), "log_observation": jnp.zeros(())}
-    (params, _), kept = jax.lax.scan(step, (params, search.init(params)), length=iterations)
-    return {**params, "log_likelihood": jnp.append(kept, -loss(params))}
+    slope, begin = jax.jit(jax.grad(loss)), np.zeros(len(names), np.float32)
+    kept = [-float(loss(begin))]
+    found = scipy.optimize.minimize(
+        lambda scales: float(loss(jnp.asarray(scales, jnp.float32))),
+        begin,
+        jac=lambda scales: np.asarray(slope(jnp.asarray(scales, jnp.float32)), np.float64),
+        method="BFGS",
+        callback=lambda intermediate_result: kept.append(-intermediate_result.fun),
+        options={"maxiter": iterations, "gtol": 1e-5},
+    )
+    scales = dict(zip(names, jnp.asarray(found.x, jnp.float32), strict=True))
+    return {**scales, "log_likelihood": jnp.asarray(kept, jnp.float32)}
 
 
 @dataclasses.dataclass
