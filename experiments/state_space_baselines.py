@@ -16,7 +16,7 @@ likelihood of tracks that were generated.
 hmm: validation/bits_per_token is that of recurrent_lm.py: the last tenth of the text, windows of 64 predictions, each
 with an empty memory but for its first character. EM may never lower the log-likelihood of the training text;
 fit/largest_fall says by how much it did, in nats a character, and fit/monotone is 1 where that is below 1e-6, the
-rounding of float32. demo: seconds. cpu, the default: some minutes on one core.
+rounding of float32. demo: seconds. cpu, the default: two minutes on one core.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from lmlab.sources import Resident
 FAMILY, PAPER = "state space", "Rabiner 1989; Kalman 1960; Rauch, Tung and Striebel 1965"
 VARIANTS = {
     "demo": "the Python reference, which every Python carries, 8 states; 20 short tracks: seconds",
-    "cpu": "tiny shakespeare, 64 states: the same as no variant",
+    "cpu": "tiny shakespeare, 32 states: the same as no variant",
     "hmm": "a hidden Markov model of characters (the default)",
     "letters": "the same of small letters and spaces, with two states",
     "kalman": "a point that moves in the plane, seen with noise",
@@ -68,9 +68,9 @@ def get_config(variant=""):
     parts = variant.split(",")
     config = configs.base(
         kind="kalman" if "kalman" in parts else "hmm",
-        iterations=100,
+        iterations=60,
         restarts=1,  # of EM
-        model={"states": 64, "smoothing": 1e-6},
+        model={"states": 32, "smoothing": 1e-6},
         data={"path": "text/tinyshakespeare.txt", "context": 64, "letters": False},
         tracks={"number": 200, "length": 100, "acceleration": 0.2, "observation": 2.0},
     )
