@@ -51,6 +51,9 @@ SMALL = {
     "data.context": 16,
     "sizes": (2, 5),
     "draws": 2,
+    "iterations": 3,
+    "restarts": 1,
+    "tracks.length": 10,
 }
 
 
