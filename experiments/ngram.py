@@ -11,7 +11,7 @@ the first. Beside add-k stand interpolation (Jelinek and Mercer 1980) and Kneser
     lmlab sweep --config=experiments/ngram.py:wikitext --workdir=sweeps/orders       # orders 1 to 5, three smoothings
     lmlab figures --workdir=sweeps/orders
 
-demo: seconds. cpu, the default: seconds; the network half a minute; wikitext a minute an order, 4 GB of memory.
+demo: seconds. cpu, the default: seconds; the network a minute; wikitext a minute an order, 4 GB of memory.
 Names are scored on all names, as in makemore; words on each token of the split with its <end> of lines, the text being
 one sequence. Nothing is chosen: k, weight and discount are given.
 """
@@ -68,9 +68,9 @@ def get_config(variant=""):
         config.model.update(smoothing="kneser_ney", order=3)
         config.data.update(path="text/wikitext-2", words=True, split="")
     if "network" in parts:
-        config.update(network=True, duration="300 steps", log_every="5 %", evaluate_every="20 %")
+        config.update(network=True, duration="500 steps", log_every="5 %", evaluate_every="20 %")
         config.model = {"order": 2}
-        config.optimizer.update(learning_rate=0.3, schedule="cosine", warmup="2 %")
+        config.optimizer.update(learning_rate=0.6, schedule="cosine", warmup="2 %")
     if "demo" in parts:
         config.data.path = ""
         if "network" in parts:
