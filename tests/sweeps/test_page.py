@@ -34,7 +34,9 @@ QUIET = (  # without much of what a browser asks of the network on its own behal
     "--disable-sync",
     "--no-first-run",
 )
-OWN = re.compile(r"\w+ (http://)?[\w.]+\.google(apis)?\.com[:/]")  # the rest of it, which nothing switches off
+OWN = re.compile(
+    r"\w+ (http://)?[\w.]+\.google(apis)?\.com[:/]"
+)  # the rest of it, which nothing switches off
 RATE = "optimizer.learning_rate"
 WORSE = '<script>document.title="bad"</script> & "quoted" <img src=http://example.invalid/x.png>'
 
