@@ -73,15 +73,19 @@ class Scorer:
         self.images = self.part("train")["image"][:samples]
         self.reference = self.features(self.images)
 
-    def features(self, images) -> np.ndarray:
+    def enlarged(self, images) -> np.ndarray:
+        """Images in [0, 1] of the classifier's size; smaller ones pixel by pixel."""
         images = np.asarray(images)
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 255
         times = max(1, self.shape[0] // images.shape[1])
-        enlarged = images.repeat(times, axis=1).repeat(times, axis=2)
-        if enlarged.shape[1:] != self.shape:
+        made = images.repeat(times, axis=1).repeat(times, axis=2)
+        if made.shape[1:] != self.shape:
             raise ValueError(f"images must be {self.shape}, or a part of it; received {images.shape[1:]}")
-        return self.classifier.experiment.task.outputs(self.classifier.variables, enlarged)[0]
+        return made
+
+    def features(self, images) -> np.ndarray:
+        return self.classifier.experiment.task.outputs(self.classifier.variables, self.enlarged(images))[0]
 
     def __call__(self, images) -> float:
         return distance(self.reference, self.features(images))
@@ -192,10 +196,10 @@ def figure(found: Sequence[dict[str, Any]], groups: dict[str, list], scorer: Sco
     """Ten samples of each, the best above, with their distances; real images first."""
     from lmlab.figures import images
 
-    shown = {f"test images  {scale['test images']:.2f}": scorer.part("test")["image"][:10]}
+    shown = {f"test images  {scale['test images']:.2f}": scorer.enlarged(scorer.part("test")["image"][:10])}
     for row in sorted(found, key=lambda row: row["mean"]):
         drawn = groups[row["name"]][0].sample(num_samples=10).images
-        shown[f"{row['name']}  {row['mean']:.1f}"] = drawn
+        shown[f"{row['name']}  {row['mean']:.1f}"] = scorer.enlarged(drawn)
     return images.rows(shown)
 
 

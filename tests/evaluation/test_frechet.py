@@ -75,6 +75,7 @@ def test_real_images_are_near_and_noise_is_far(runs):
     assert 0 < scale["test images"] < scale["test images at half the size"] < scale["uniform noise"]
     assert scale["test images"] < scale["uniform noise"] / 5
     small = np.random.default_rng(0).random((40, 4, 4), np.float32)
+    assert scorer.enlarged(small).shape == (40, 8, 8), "what a figure shows of them"
     assert scorer(small) == scorer(np.kron(small, np.ones((2, 2), np.float32))), "enlarged pixel by pixel"
     assert scorer(scorer.images / np.float32(255)) < 1e-4, "bytes and floats are the same images"
     with pytest.raises(ValueError, match=r"images must be \(8, 8\), or a part of it; received \(28, 28\)"):
