@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def grouped(runs: Sequence) -> dict[str, list]:
     return groups
 
 
-def measured(name: str, runs: Sequence, scorer: Scorer, draws: int, tell: Callable = print) -> dict[str, Any]:
+def measured(name: str, runs: Sequence, scorer: Scorer, draws: int) -> dict[str, Any]:
     """The row of one experiment and variant: the distances of `draws` draws of each of its runs."""
     values, seconds, images = [], [], None
     for run in runs:
@@ -156,7 +156,7 @@ def measured(name: str, runs: Sequence, scorer: Scorer, draws: int, tell: Callab
             images, took = draw(run, len(scorer.reference), number)
             values.append(scorer(images))
             seconds.append(took)
-            tell(f"{name}  seed {run.config.seed}  draw {number}: {values[-1]:.3f}", flush=True)
+            print(f"{name}  seed {run.config.seed}  draw {number}: {values[-1]:.3f}", flush=True)
     return {
         "name": name,
         "seeds": [run.config.seed for run in runs],
@@ -245,14 +245,16 @@ def score(classifier: str, folders: Sequence[str], samples: int, draws: int, res
     print("  ".join(f"{name} {value:.4g}" for name, value in scale.items()), flush=True)
     first = next(iter(groups.values()))[0]
     record |= {"hardware": {"devices": first.record["devices"], **first.record["host"]}, "scale": scale}
-    found = record["rows"] = []
+    told = {
+        spec: {"sha256": [hash_of(run.variables) for run in members], "bits": bits(spec, results)}
+        for spec, members in groups.items()
+    }
+    stand = [spec for spec in groups if before.get(spec, {}).get("sha256") == told[spec]["sha256"]]
+    found = record["rows"] = [{**before[spec], **told[spec]} for spec in stand]
     results.mkdir(parents=True, exist_ok=True)
     for spec, members in groups.items():
-        of_runs = {"sha256": [hash_of(run.variables) for run in members], "bits": bits(spec, results)}
-        row = before.get(spec, {})
-        if row.get("sha256") != of_runs["sha256"]:
-            row = measured(spec, members, scorer, draws)
-        found.append({**row, **of_runs})
+        if spec not in stand:
+            found.append({**measured(spec, members, scorer, draws), **told[spec]})
         path.write_text(json.dumps(record, indent=1) + "\n")
     style.save(figure(found, groups, scorer, scale), results / "figures", name, ["png"])
     path.with_suffix(".md").write_text(table(record))
