@@ -89,6 +89,7 @@ def evaluate(argv: list[str]) -> int:
     fv.string("workdir", "", "a run, or a folder of runs that differ in their seed")
     fv.string("checkpoint", "", "a step, or best; the newest if not given")
     fv.boolean("record", False, "write results/<experiment>-<variant>.json")
+    fv.boolean("join", False, "with --record: beside the seeds already recorded, not in their place")
     fv.string("results", "results", "folder of --record")
     fv.parse(argv)
     fv.require("workdir")
@@ -108,7 +109,7 @@ def evaluate(argv: list[str]) -> int:
     if len(runs) > 1 or fv.record:
         print(results.summary(runs, scores))
     if fv.record:
-        print(f"recorded: {results.record(runs, scores, Path(fv.results))}")
+        print(f"recorded: {results.record(runs, scores, Path(fv.results), fv.join)}")
     return 0
 
 

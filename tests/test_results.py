@@ -119,6 +119,24 @@ def test_record_holds_mean_and_sample_deviation(seeds, tmp_path):
     assert value["versions"] == {"jax": "0.10"} and value["hardware"]["processor"] == "Abacus 3 Processor"
 
 
+def test_record_joins_seeds_of_another_machine(make, tmp_path):
+    """Values stand in the order of seeds; what was recorded earlier keeps where and with what it was made."""
+    both = [make(seed, scores={"test/loss": loss}, seconds=60.0) for seed, loss in enumerate(LOSSES[:2])]
+    results.record(both, [{"test/loss": loss} for loss in LOSSES[:2]], tmp_path)
+    third = make(2, scores={"test/loss": LOSSES[2]}, seconds=70.0)
+    third.record = third.record | {"git_commit": "later"}
+    path = results.record([third], [{"test/loss": LOSSES[2]}], tmp_path, join=True)
+    value = json.loads(path.read_text())
+    assert value["seeds"] == [0, 1, 2] and value["training_seconds"] == [60.0, 60.0, 70.0]
+    assert value["metrics"]["test/loss"]["values"] == list(LOSSES)
+    np.testing.assert_allclose(value["metrics"]["test/loss"]["deviation"], np.std(LOSSES, ddof=1), rtol=1e-12)
+    assert value["git_commit"] == "later"
+    (earlier,) = value["earlier"]
+    assert earlier["seeds"] == [0, 1] and earlier["git_commit"] == both[0].record["git_commit"]
+    with pytest.raises(ValueError, match=r"one run a seed; received seeds \[0, 1, 2, 2\]"):
+        results.record([third], [{"test/loss": 1.0}], tmp_path, join=True)
+
+
 def test_one_run_has_no_deviation_and_no_variant_no_suffix(make, tmp_path):
     run = make(0, "", scores={"test/loss": 1.0})
     path = results.record([run], [results.score(run)], tmp_path)

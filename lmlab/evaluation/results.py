@@ -55,9 +55,10 @@ def summary(runs, scores: Sequence[Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
+def record(runs, scores: Sequence[Mapping[str, float]], folder: Path, join: bool = False) -> Path:
     """Writes the results of runs that differ in their seed alone; returns the file.
 
+    join: beside the seeds that the file holds already, as where one machine does not last for all of them.
     ValueError: runs of several variants, a leaf other than FREE set by hand, or one seed twice.
     """
     first = runs[0]
@@ -75,11 +76,16 @@ def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
                 f"--record refuses {run.folder}: {', '.join(changed)} differ from {run.spec}; make that a variant"
             )
     seeds = [run.config.seed for run in runs]
+    names = [first.path.stem, *filter(None, first.variant.split(","))]
+    path = folder / ("-".join(names) + ".json")
+    old = json.loads(path.read_text()) if join and path.exists() else {}
+    seeds = old.get("seeds", []) + seeds
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--record wants one run a seed; received seeds {seeds}")
     rows = {}
     for name in scores[0]:
         values = [each[name] for each in scores if name in each]
+        values = old.get("metrics", {}).get(name, {}).get("values", []) + values
         rows[name] = {"mean": statistics.fmean(values), "deviation": _deviation(values), "values": values}
     for target in targets(first):
         if target.metric in rows:
@@ -91,7 +97,7 @@ def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
                 "published": published,
                 "source": target.source,
             }
-    seconds = [float(run.metrics()["seconds"].iloc[-1]) for run in runs]
+    seconds = [round(float(run.metrics()["seconds"].iloc[-1]), 1) for run in runs]
     value = {
         "experiment": first.path.name,
         "variant": first.variant,
@@ -103,13 +109,14 @@ def record(runs, scores: Sequence[Mapping[str, float]], folder: Path) -> Path:
         "hardware": {"devices": first.record["devices"], **first.record["host"]},
         "precision": first.record["precision"],
         "seeds": seeds,
-        "training_seconds": [round(each, 1) for each in seconds],
+        "training_seconds": old.get("training_seconds", []) + seconds,
         "metrics": rows,
     }
+    if old:
+        told = ("git_commit", "versions", "hardware", "seeds")
+        earlier = {name: old[name] for name in told}
+        value["earlier"] = [*old.get("earlier", []), earlier]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (
-        first.path.stem + "".join(f"-{part}" for part in first.variant.split(",") if part) + ".json"
-    )
     path.write_text(json.dumps(value, indent=1) + "\n")
     return path
 
