@@ -113,7 +113,7 @@ def build(config, assets):
             blank * np.eye(len(topics.names), dtype=np.float32)[[topics.names.index(name) for name in names]]
         )
         end = special(topics.tokenizer, "<end>")
-        tokens, _, ends = sampling.sample(
+        tokens, _, ends, _ = sampling.sample(
             Partial(model.step, variables),
             model.apply(variables, jnp.asarray(told), method=model.begin),
             jnp.full((len(names), 1), end, jnp.int32),

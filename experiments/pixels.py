@@ -118,7 +118,7 @@ def draw(model, variables, key, prompt, temperature=1.0):
     lengths = jnp.full(len(prompt), prompt.shape[1])
     cache = model.start(len(prompt), model.context)
     step = Partial(model.step, variables)
-    found, _, _ = sampling.sample(step, cache, prompt, lengths, key, missing, temperature)
+    found, *_ = sampling.sample(step, cache, prompt, lengths, key, missing, temperature)
     # START never is a target: it is all but never drawn, and is taken for white if it is.
     return np.asarray(found)[:, 1:].clip(0, LEVELS - 1).astype(np.uint8)
 

@@ -117,7 +117,7 @@ def sampler(task):
         for first in range(0, count, 500):  # a cache for all at once would take much memory
             size = min(500, count - first)
             start = task.start(size, None if label is None else jnp.asarray(label[first : first + size]))
-            tokens, _, _ = sampling.sample(
+            tokens, *_ = sampling.sample(
                 Partial(task.step, variables["params"]),
                 task.prior.start(size, length),
                 start,

@@ -6,7 +6,7 @@ same loop: while t is inside a row's prompt, its next token is the prompt's (for
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,19 @@ def min_p(logits: Float[Array, "*B V"], p: Number) -> Float[Array, "*B V"]:
     return jnp.where(log_probs < jnp.max(log_probs, axis=-1, keepdims=True) + jnp.log(p), -jnp.inf, logits)
 
 
+class Decoded(NamedTuple):
+    """Rows of a prompt and what was chosen after it; `lengths` counts both, and behind it stands filler.
+
+    log_probs: the model's own, in nats, before temperature and filters. entropies: in nats, of the distribution that
+    the model gave at each place. Both are 0 at places not chosen.
+    """
+
+    tokens: Int[Array, "B N"]
+    log_probs: Float[Array, "B N"]
+    lengths: Int[Array, "B"]
+    entropies: Float[Array, "B N"]
+
+
 def decode(
     step: Callable[[PyTree, Int[Array, "B"]], tuple[Float[Array, "B V"], PyTree]],
     cache: PyTree,
@@ -52,36 +65,46 @@ def decode(
     choose: Callable[[Any, Float[Array, "B V"]], Int[Array, "B"]],
     max_tokens: int,
     end: int | None = None,
-) -> tuple[Int[Array, "B N"], Float[Array, "B N"], Int[Array, "B"]]:
-    """One scan over N = P + max_tokens places; `choose(t, logits)` gives the token at place t.
+) -> Decoded:
+    """One loop over N = P + max_tokens places; `choose(t, logits)` gives the token at place t.
 
-    (tokens, log-probabilities, lengths): a row is its prompt and up to `max_tokens` chosen tokens, the
-    last of them `end` if it came; `lengths` counts both. Then follows `end`, or 0 without one. The log-
-    probabilities are the model's own, before temperature and filters, and 0 at places not chosen.
+    A row is its prompt and up to `max_tokens` chosen tokens, the last of them `end` if it came. Then follows `end`,
+    or 0 without one. The loop ends with the last row.
     """
     batch, longest = prompts.shape
     places = longest + max_tokens
     filler = 0 if end is None else end
     forced = jnp.pad(prompts, ((0, 0), (0, max_tokens)), constant_values=filler).T
 
-    def place(carry, inputs):
-        cache, token, done = carry
-        t, prompt = inputs
-        logits, cache = step(cache, token)
+    def place(carry):
+        t, cache, done, (tokens, log_probs, entropies), ends = carry
+        logits, cache = step(cache, tokens[t - 1])
         chosen = choose(t, logits).astype(prompts.dtype)
-        reading, writing = t < lengths, (t >= lengths) & (t < lengths + max_tokens) & ~done
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=-1)[:, 0]
-        token = jnp.where(reading, prompt, jnp.where(writing, chosen, filler))
+        reading, writing = t < lengths, (t >= lengths) & ~done
+        logs, entropy = log_prob_and_entropy(logits)
+        log_prob = jnp.take_along_axis(logs, chosen[:, None], axis=-1)[:, 0]
+        token = jnp.where(reading, forced[t], jnp.where(writing, chosen, filler))
+        done = done | (t + 1 >= lengths + max_tokens)
         if end is not None:
             done = done | (writing & (chosen == end))
-        return (cache, token, done), (token, jnp.where(writing, log_probs, 0), writing)
+        log_prob, entropy = jnp.where(writing, log_prob, 0), jnp.where(writing, entropy, 0)
+        written = tokens.at[t].set(token), log_probs.at[t].set(log_prob), entropies.at[t].set(entropy)
+        return t + 1, cache, done, written, ends + writing
 
-    first = forced[0]
-    start = (cache, first, jnp.zeros(batch, bool))
-    _, (tokens, log_probs, written) = lax.scan(place, start, (jnp.arange(1, places), forced[1:]))
-    tokens = jnp.concatenate([first[None], tokens]).T
-    log_probs = jnp.pad(log_probs, ((1, 0), (0, 0))).T
-    return tokens, log_probs, lengths + jnp.sum(written, axis=0, dtype=lengths.dtype)
+    def going(carry):
+        return (carry[0] < places) & ~jnp.all(carry[2])
+
+    zeros = jnp.zeros((places, batch))
+    blank = jnp.full((places, batch), filler, prompts.dtype).at[0].set(prompts[:, 0])
+    start = (jnp.int32(1), cache, jnp.zeros(batch, bool), (blank, zeros, zeros), lengths)
+    *_, (tokens, log_probs, entropies), ends = lax.while_loop(going, place, start)
+    return Decoded(tokens.T, log_probs.T, ends, entropies.T)
+
+
+def log_prob_and_entropy(logits: Float[Array, "*B V"]) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
+    """(log p, -sum p log p) of the softmax of logits, -inf among them."""
+    logs = jax.nn.log_softmax(logits)
+    return logs, -jnp.sum(jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0), axis=-1)
 
 
 def sample(
@@ -96,8 +119,8 @@ def sample(
     top_p: Number = 1.0,
     min_p: Number = 0.0,
     end: int | None = None,
-) -> tuple[Int[Array, "B N"], Float[Array, "B N"], Int[Array, "B"]]:
-    """Prompts continued by `max_tokens` drawn tokens: the (tokens, log-probabilities, lengths) of `decode`.
+) -> Decoded:
+    """Prompts continued by `max_tokens` drawn tokens.
 
     step         best a `jax.tree_util.Partial(model.step, variables)`: then the weights are arguments of
                  one compiled program, kept as long as the model object; another callable makes constants

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -49,7 +50,7 @@ def text_sampler(model, tokenizer: Any, start: str = "\n", space: str = "") -> C
         padded = np.zeros((len(encoded), lengths.max()), np.int32)
         for row, ids in zip(padded, encoded, strict=True):
             row[: len(ids)] = ids
-        tokens, log_probs, ends = sampling.sample(
+        decoded = sampling.sample(
             Partial(model.step, variables),
             model.start(len(encoded), int(lengths.max()) + max_tokens),
             jnp.asarray(padded),
@@ -61,16 +62,12 @@ def text_sampler(model, tokenizer: Any, start: str = "\n", space: str = "") -> C
             top_p,
             min_p,
         )
-        rows = zip(prompts, np.asarray(tokens), lengths, np.asarray(ends), strict=True)
+        decoded = jax.device_get(decoded)
+        rows = zip(prompts, decoded.tokens, lengths, decoded.lengths, strict=True)
         texts = [
             text + space * bool(text) + tokenizer.decode(ids[length:end]) for text, ids, length, end in rows
         ]
-        arrays = {
-            "tokens": np.asarray(tokens),
-            "log_probs": np.asarray(log_probs),
-            "lengths": np.asarray(ends),
-        }
-        return Samples(texts=texts, arrays=arrays)
+        return Samples(texts=texts, arrays=decoded._asdict())
 
     return sample
 

@@ -45,7 +45,7 @@ def test_a_ragged_batch_equals_its_rows_one_by_one(name):
     model, variables = load(name)
     step, key = Partial(model.step, variables), jax.random.key(3)
     options = {"max_tokens": 6, "temperature": 1.2, "top_p": 0.95, "top_k": 7}
-    tokens, log_probs, lengths = sample(step, model.start(3), PROMPTS, LENGTHS, key, **options)
+    tokens, log_probs, lengths, _ = sample(step, model.start(3), PROMPTS, LENGTHS, key, **options)
     np.testing.assert_array_equal(lengths, LENGTHS + 6)
     for row, length in enumerate(LENGTHS.tolist()):
         prompt = PROMPTS[row : row + 1].at[:, length:].set(8)  # other padding: it must not matter
@@ -61,7 +61,7 @@ def test_a_ragged_batch_equals_its_rows_one_by_one(name):
 def test_greedy_is_argmax_and_its_log_probabilities_are_the_models(name):
     model, variables = load(name)
     step = Partial(model.step, variables)
-    tokens, log_probs, _ = sample(step, model.start(1), PROMPTS[:1], LENGTHS[:1], jax.random.key(0), 5, 0.0)
+    tokens, log_probs, *_ = sample(step, model.start(1), PROMPTS[:1], LENGTHS[:1], jax.random.key(0), 5, 0.0)
     known = PROMPTS[0].tolist()
     for t in range(3, 8):
         logits = jax.jit(model.apply)(variables, jnp.array([known[-5:]] if name == "gpt" else [known]))[0, -1]
@@ -76,7 +76,7 @@ def test_frequencies_are_the_softmax_at_the_temperature():
     n = 4000
     first = jnp.zeros((n, 1), jnp.int32)
     for temperature in (0.5, 1.0):
-        tokens, _, _ = sample(
+        tokens, *_ = sample(
             table_step(logits), jnp.zeros(()), first, jnp.ones(n, int), jax.random.key(1), 5, temperature
         )
         seen = np.bincount(np.asarray(tokens[:, 1:]).ravel(), minlength=4) / (5 * n)
@@ -105,7 +105,7 @@ def test_the_end_token_ends_a_row():
     # 0 -> 1 -> 2 -> 3 -> 0, greedily.
     logits = 10 * jnp.roll(jnp.eye(4), 1, axis=1)
     prompts, lengths = jnp.array([[0, 3], [2, 0]]), jnp.array([2, 1])  # the first 3 is the prompt's own
-    tokens, log_probs, lengths = sample(
+    tokens, log_probs, lengths, _ = sample(
         table_step(logits), jnp.zeros(()), prompts, lengths, jax.random.key(0), 6, 0.0, end=3
     )
     assert tokens.tolist() == [[0, 3, 0, 1, 2, 3, 3, 3], [2, 3, 3, 3, 3, 3, 3, 3]]
