@@ -1,4 +1,4 @@
-"""The objectives that families share: next token, reconstruction."""
+"""The objectives that families share: next token, with and without a source, and reconstruction."""
 
 import dataclasses
 from typing import Any
@@ -89,6 +89,33 @@ class LastToken:
         logits, new = self.model.apply(variables, inputs, train=train, rngs=rngs, mutable=kept)
         loss = Mean.of(cross_entropy(logits, target), batch.get("mask"))
         return loss, {"loss": loss}, dict(new) if train else collections
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTargetToken:
+    """Cross-entropy in nats of each token of a target given those before it and a source.
+
+    The model maps (source (B, S), tokens (B, T)) to logits (B, T, V). A batch is {"source": (B, S), "target":
+    (B, T+1)}, of which 0 is padding and does not count, and, where some rows are padding, {"mask": (B,)}.
+    """
+
+    model: nn.Module
+
+    def init(self, key, batch: Batch) -> tuple[PyTree, dict[str, PyTree]]:
+        return _init(self.model, key, batch["source"], batch["target"][:, :-1])
+
+    def loss(
+        self, params, collections, batch: Batch, key, train: bool
+    ) -> tuple[Mean, dict[str, Mean], dict[str, PyTree]]:
+        target = batch["target"]
+        logits = _apply(self.model, params, collections, key, train, batch["source"], target[:, :-1])
+        labels = target[:, 1:]
+        counted = labels > 0
+        if "mask" in batch:
+            counted &= batch["mask"][:, None] > 0
+        loss = Mean.of(cross_entropy(logits, labels), counted)
+        right = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+        return loss, {"loss": loss, "accuracy": Mean.of(right, counted)}, collections
 
 
 @dataclasses.dataclass(frozen=True)
