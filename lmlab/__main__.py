@@ -102,10 +102,8 @@ def evaluate(argv: list[str]) -> int:
     scores = []
     for each in runs:
         scores.append(results.score(each, _checkpoint(fv.checkpoint)))
-        print(
-            f"{each.folder}: " + ", ".join(f"{key} {value:.5g}" for key, value in scores[-1].items()),
-            flush=True,
-        )
+        told = ", ".join(f"{key} {value:.5g}" for key, value in scores[-1].items())
+        print(f"{each.folder}: {told}", flush=True)
     if len(runs) > 1 or fv.record:
         print(results.summary(runs, scores))
     if fv.record:
