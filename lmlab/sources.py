@@ -5,7 +5,8 @@ run resumes exactly, on any number of devices or hosts, with nothing to carry bu
 
 An epoch visits every example once, in an order of its own: `shuffled` is a permutation that can be
 asked for one index at a time. Of N examples an epoch uses the first floor(N / B) * B of its order.
-Examples that hang together, such as the windows of a text whose state is carried, keep their order.
+Examples that hang together, such as the windows of a text whose state is carried, keep their order; where those of
+like length lie side by side, whole batches of them are shuffled.
 """
 
 import dataclasses
@@ -68,15 +69,20 @@ def rows(data: PyTree, indices, epoch, seed=None) -> PyTree:
 class Source:
     """What both kinds know: how many examples there are and which of them make the batch of a step.
 
-    ordered: examples come in the order of their numbers, each epoch.
+    ordered: examples come in the order of their numbers, each epoch. grouped: a batch is of examples whose numbers
+    follow one another, and the batches are shuffled; of the N mod B examples that an epoch leaves out some are at the
+    beginning and the others at the end, how many being shuffled too.
     """
 
     num_examples: int
     batch_size: int
     seed: Any
     ordered: bool = False
+    grouped: bool = False
 
     def __post_init__(self):
+        if self.ordered and self.grouped:
+            raise ValueError("a source is ordered or grouped; received both")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, received {self.batch_size}")
         if self.num_examples < self.batch_size:
@@ -92,8 +98,13 @@ class Source:
         """(epoch, the shard's indices) of the batch that makes step `step` into `step + 1`."""
         epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
         share = self.batch_size // num_shards
-        places = position * self.batch_size + shard * share + xp.arange(share, dtype=xp.int32)
-        if self.ordered:
+        shift = 0
+        if self.grouped:
+            shifts = self.num_examples % self.batch_size + 1
+            shift = shuffled(epoch % shifts, shifts, self.seed, epoch // shifts, xp)
+            position = shuffled(position, self.steps_per_epoch, self.seed, epoch, xp)
+        places = shift + position * self.batch_size + shard * share + xp.arange(share, dtype=xp.int32)
+        if self.ordered or self.grouped:
             return epoch, places
         return epoch, shuffled(places, self.num_examples, self.seed, epoch, xp)
 
