@@ -368,13 +368,12 @@ def _checkpoint(text: str) -> int | str | None:
 def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
     import numpy as np
 
-    from lmlab.figures import images
+    from lmlab.figures import images, style
 
     folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem for path in folder.iterdir()}
-    name = next(
-        name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))) if name not in taken
-    )
+    names = (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3)))
+    name = next(name for name in names if name not in taken)
     written = []
     if drawn.texts:
         written.append(folder / f"{name}.txt")
@@ -388,6 +387,8 @@ def _keep_samples(folder: Path, stem: str, drawn) -> list[Path]:
     for table, rows in drawn.tables.items():
         written.append(folder / f"{name}-{table}.tsv")
         written[-1].write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    for picture, figure in drawn.figures.items():
+        written += style.save(figure, folder, f"{name}-{picture}", ("png",))
     arrays = dict(drawn.arrays) | ({} if drawn.images is None else {"images": drawn.images})
     if arrays:
         written.append(folder / f"{name}.npz")

@@ -94,7 +94,7 @@ class Samples:
     """What a model drew, or what a batch looks like: texts, images (N, H, W) or (N, H, W, 3), arrays.
 
     frames: the images on their way, (moments, N, H, W), which become an animation. tables: rows by name, each of
-    which becomes a .tsv.
+    which becomes a .tsv. figures: of matplotlib, by name.
     """
 
     texts: Sequence[str] = ()
@@ -102,6 +102,7 @@ class Samples:
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frames: Any = None
     tables: Mapping[str, Sequence[Sequence[Any]]] = dataclasses.field(default_factory=dict)
+    figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -230,7 +230,7 @@ def _count_windows(num_tokens: int, context: int, batch_size: int) -> tuple[int,
 def _chunks(path: Path) -> Iterator[str]:
     """The text of one file, some megabytes at a time."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, begun, empty = 0, False, True
+    offset, line, begun, empty = 0, 1, False, True
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
             while True:
@@ -243,13 +243,14 @@ def _chunks(path: Path) -> Iterator[str]:
                     yield text
                 if not data:
                     break
-                offset += len(data)
+                offset, line = offset + len(data), line + data.count(b"\n")
     except UnicodeDecodeError as error:
         start = offset - (len(error.object) - len(data)) + error.start
+        line += error.object[: error.start].count(b"\n")
         marked = start == 0 and error.object[:1] in (b"\xff", b"\xfe")  # its mark of the order of bytes
         raise ValueError(
-            f"{str(path)!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {start:,}; convert"
-            f" it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8"
+            f"{str(path)!r}, line {line:,}, is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {start:,};"
+            f" convert it, for example with iconv -f {'UTF-16' if marked else 'LATIN1'} -t UTF-8"
         ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{str(path)!r} is not a whole gzip file: {error}") from None

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import Carry, LSTMCarry, Recurrent, check_cell, state_of
 from lmlab.layers.scores import Attention
+from lmlab.tasks import cross_entropy
 
 ATTENTION = ("none", "luong", "bahdanau")
 
@@ -156,6 +158,13 @@ class Seq2Seq(nn.Module):
         found = self.attend(queries, memory.keys, memory.values, memory.mask)
         return tuple(part.reshape(rows, length, -1) for part in found)
 
+    def begin(
+        self, variables: dict[str, Any], source: Int[Array, "B S"]
+    ) -> tuple[Partial, tuple[Carry, ...]]:
+        """(`step` with variables and memory bound, the first carry), for `lmlab.decoding`."""
+        memory, carry = self.apply(variables, source, method="encode")
+        return Partial(self.step, variables, memory), carry
+
     def step(
         self,
         variables: dict[str, Any],
@@ -163,7 +172,7 @@ class Seq2Seq(nn.Module):
         cache: tuple[Carry, ...],
         token: Int[Array, "R"],
     ) -> tuple[Float[Array, "R V"], tuple[Carry, ...]]:
-        """(logits after one more token, the carry), as `lmlab.decoding` takes it with variables and memory bound."""
+        """(logits after one more token, the carry)."""
         logits, _, cache = self.apply(variables, memory, cache, token[:, None], method="read")
         return logits[:, 0], cache
 
@@ -175,6 +184,22 @@ class Seq2Seq(nn.Module):
             raise ValueError("a model without attention has no alignment")
         memory, carry = self.apply(variables, source, method="encode")
         return self.apply(variables, memory, carry, target[:, :-1], method="read")[1]
+
+
+def influence(
+    model: Seq2Seq, variables: dict[str, Any], source: Int[Array, "B S"], target: Int[Array, "B N"]
+) -> Float[Array, "B T S"]:
+    """|d log p(y_t | y_<t, x) / d E x_s|, of each token of whole targets but the first, T = N - 1."""
+
+    def log_probs(nudge):
+        memory, carry = model.apply(variables, source, nudge=nudge, method="encode")
+        logits = model.apply(variables, memory, carry, target[:, :-1], method="read")[0]
+        return -cross_entropy(logits, target[:, 1:])
+
+    found, pull = jax.vjp(log_probs, jnp.zeros((*source.shape, model.d_embed)))
+    # Rows of a batch do not see one another: one cotangent does for the t-th token of them all.
+    each = jnp.eye(found.shape[1])[:, None] * jnp.ones((1, len(source), 1))
+    return jnp.linalg.norm(jax.vmap(lambda cotangent: pull(cotangent)[0])(each), axis=-1).swapaxes(0, 1)
 
 
 def _turned(size: int, lengths: Int[Array, "B"]) -> Int[Array, "B S"]:
