@@ -11,25 +11,30 @@ from jax.tree_util import Partial
 
 from lmlab import config as configs
 from lmlab.data import images, text
+from lmlab.data.pairs import SPECIALS
 from lmlab.decoding import sampling as decoding
+from lmlab.decoding.translate import Translator
 from lmlab.experiment import Experiment
 from lmlab.layers.linear import matmul
 from lmlab.models.autoencoder import Autoencoder
 from lmlab.models.classifier import CNN, Classifier, Classify
 from lmlab.models.diffusion import Denoiser, Diffusion, Process
 from lmlab.models.gpt import GPT
-from lmlab.models.recurrent_lm import RecurrentLM
+from lmlab.models.nplm import NPLM
+from lmlab.models.recurrent_lm import Carried, RecurrentLM
+from lmlab.models.seq2seq import Seq2Seq
 from lmlab.models.unet import UNet
 from lmlab.models.vae import VAE, VariationalBound
-from lmlab.tasks import NextToken, Reconstruct
+from lmlab.sources import Resident
+from lmlab.tasks import LastToken, NextTargetToken, NextToken, Reconstruct
 from lmlab.training import optimizer, parallel
 from lmlab.training.loop import Trainer
 
 VOCAB, TOKENS = 65, 1_000_000
 
 
-def tokens() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, VOCAB, TOKENS).astype(np.int32)
+def tokens(vocab_size: int = VOCAB, shape=TOKENS, least: int = 0) -> np.ndarray:
+    return np.random.default_rng(0).integers(least, vocab_size, shape).astype(np.int32)
 
 
 def training(task, source, precision: str, batch_size: int, **leaves):
@@ -62,6 +67,68 @@ def gpt(*, context, batch_size, precision="float32", **sizes):
 def recurrent(*, context, batch_size, precision="float32", **sizes):
     source = text.windows(tokens(), context, batch_size, 0)
     return training(NextToken(RecurrentLM(VOCAB, **sizes)), source, precision, batch_size, clip=1.0)
+
+
+def resident(batch_size, **arrays) -> Resident:
+    num_examples = len(next(iter(arrays.values())))
+    return Resident(
+        data=jax.tree.map(jnp.asarray, arrays), num_examples=num_examples, batch_size=batch_size, seed=0
+    )
+
+
+def nplm(*, vocab_size, num_examples, batch_size, precision="float32", **sizes):
+    model = NPLM(vocab_size, **sizes)
+    source = resident(batch_size, tokens=tokens(vocab_size, (num_examples, model.context + 1)))
+    return training(LastToken(model), source, precision, batch_size)
+
+
+def carried(*, vocab_size, context, batch_size, precision="float32", **sizes):
+    model = RecurrentLM(vocab_size, "lstm", tie_embeddings=True, **sizes)
+    source = text.streams(tokens(vocab_size), context, batch_size, 0)
+    return training(Carried(model), source, precision, batch_size, clip=0.25)
+
+
+def seq2seq(*, vocab_size, length, num_examples, batch_size, precision="float32", **sizes):
+    ids = tokens(vocab_size, (num_examples, 2 * length + 1), len(SPECIALS))
+    source = resident(batch_size, source=ids[:, :length], target=ids[:, length:])
+    task = NextTargetToken(Seq2Seq(vocab_size, vocab_size, **sizes))
+    return training(task, source, precision, batch_size, clip=1.0)
+
+
+class Unread:
+    """A tokenizer of ids that nobody reads."""
+
+    specials = SPECIALS
+
+    def decode(self, ids) -> str:
+        return ""
+
+
+def translate(
+    *,
+    vocab_size,
+    num_sentences,
+    shortest,
+    longest,
+    max_tokens,
+    precision="float32",
+    d_model,
+    d_embed,
+    **options,
+):
+    parallel.prepare(precision)
+    model = Seq2Seq(vocab_size, vocab_size, d_model=d_model, d_embed=d_embed)
+    lengths = shortest + np.arange(num_sentences) % (longest - shortest + 1)
+    rows = tokens(vocab_size, (num_sentences, longest), len(SPECIALS))
+    rows[np.arange(longest) >= lengths[:, None]] = 0
+    variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), rows[:1], rows[:1]))
+    translator = Translator(model, Unread(), np.asarray, max_tokens)
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            translator.answers(variables, rows, **options)
+
+    return run, {}
 
 
 def pictures(task, *, num_examples, batch_size, precision="float32"):

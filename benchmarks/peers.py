@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks import translation
+
 VOCAB, TOKENS = 65, 1_000_000
 
 
@@ -131,14 +133,82 @@ def recurrent(*, batch_size, context, precision="float32", compiled=False, **siz
     return language_model(Recurrent(**sizes), context, batch_size, precision, compiled)
 
 
+def nplm(
+    *, vocab_size, context, d_embed, hidden, num_examples, batch_size, precision="float32", compiled=False
+):
+    model = nn.Sequential(
+        nn.Embedding(vocab_size, d_embed),
+        nn.Flatten(),
+        nn.Linear(context * d_embed, hidden),
+        nn.Tanh(),
+        nn.Linear(hidden, vocab_size),
+    )
+    module = torch.compile(model) if compiled else model
+    tokens = torch.randint(0, vocab_size, (num_examples, context + 1))
+    loss = lambda rows: F.cross_entropy(module(tokens[rows, :-1]), tokens[rows, -1])  # noqa: E731
+    return training(loss, model.parameters(), epochs(num_examples, batch_size), precision)
+
+
+def carried(
+    *, vocab_size, d_model, num_layers, dropout, context, batch_size, precision="float32", compiled=False
+):
+    from benchmarks.wikitext_lstm import LSTM, windows
+
+    model, state = LSTM(vocab_size, d_model, num_layers, dropout), None
+    module = torch.compile(model) if compiled else model
+    streams = torch.randint(0, vocab_size, (batch_size, TOKENS // batch_size))
+
+    def loss(batch):
+        nonlocal state
+        logits, state = module(batch[0], state)
+        state = tuple(part.detach() for part in state)
+        return F.cross_entropy(logits.flatten(0, 1), batch[1].flatten())
+
+    batches = itertools.chain.from_iterable(windows(streams, context) for _ in itertools.count())
+    return training(loss, model.parameters(), batches, precision, clip=0.25)
+
+
+def seq2seq(*, vocab_size, length, num_examples, batch_size, precision="float32", compiled=False, **sizes):
+    model = translation.Seq2Seq(vocab_size, vocab_size, **sizes)
+    module = torch.compile(model) if compiled else model
+    ids = torch.randint(translation.END + 1, vocab_size, (num_examples, 2 * length + 1))
+
+    def loss(rows):
+        source, target = ids[rows].split([length, length + 1], dim=1)
+        logits = module(source, target[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=0)
+
+    return training(loss, model.parameters(), epochs(num_examples, batch_size), precision, clip=1.0)
+
+
+def translate(*, vocab_size, d_model, d_embed, num_sentences, shortest, longest, compiled=False, **options):
+    model = translation.Seq2Seq(vocab_size, vocab_size, d_model, d_embed).eval()
+    if compiled:
+        model.read = torch.compile(model.read)
+    rows = torch.randint(translation.END + 1, vocab_size, (num_sentences, longest))
+    lengths = shortest + torch.arange(num_sentences) % (longest - shortest + 1)
+    rows[torch.arange(longest) >= lengths[:, None]] = 0
+
+    @torch.inference_mode()
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            translation.translate(model, rows, **options)
+
+    return run, {}
+
+
+def epochs(num_examples, batch_size):
+    """Which examples make a batch, epoch after epoch."""
+    while True:
+        yield from torch.randperm(num_examples)[: num_examples // batch_size * batch_size].split(batch_size)
+
+
 def shuffled(num_examples, batch_size):
     """(pixels in [0, 1], labels) of a batch, epoch after epoch."""
     pixels = torch.randint(0, 256, (num_examples, 28, 28), dtype=torch.uint8)
     labels = torch.arange(num_examples) % 10
-    while True:
-        order = torch.randperm(num_examples)[: num_examples // batch_size * batch_size]
-        for rows in order.split(batch_size):
-            yield pixels[rows].float() / 255, labels[rows]
+    for rows in epochs(num_examples, batch_size):
+        yield pixels[rows].float() / 255, labels[rows]
 
 
 def perceptron(*widths):

@@ -68,9 +68,25 @@ def spread(workload: Workload) -> Workload:
     return dataclasses.replace(workload, arms=(two, *workload.arms), rows=rows)
 
 
+def translating(title: str, beam_size: int) -> Workload:
+    workload = training(title, "translate", {**PAIRS, **SENTENCES, "beam_size": beam_size}, 2.0)
+    return dataclasses.replace(workload, unit="call")
+
+
 SMALL = {"num_layers": 4, "num_heads": 4, "d_model": 128, "context": 64, "batch_size": 12}
 LARGE = {"num_layers": 6, "num_heads": 6, "d_model": 384, "context": 256, "batch_size": 8}
 RECURRENT = {"d_model": 256, "batch_size": 32, "context": 64}
+NAMES = {"vocab_size": 27, "context": 3, "d_embed": 10, "hidden": 200, "num_examples": 182_625}
+TIED = {
+    "vocab_size": 33_278,
+    "d_model": 200,
+    "num_layers": 2,
+    "dropout": 0.2,
+    "context": 35,
+    "batch_size": 20,
+}
+PAIRS = {"vocab_size": 4000, "d_model": 256, "d_embed": 256}
+SENTENCES = {"num_sentences": 1000, "shortest": 4, "longest": 16, "max_tokens": 20, "batch_size": 64}
 DECODING = {"num_layers": 6, "num_heads": 6, "d_model": 384, "num_tokens": 256}
 UNET = {"features": (32, 64)}
 WORKLOADS = {
@@ -80,6 +96,16 @@ WORKLOADS = {
     "gpt_dropout": training("GPT 6/6/384 with dropout 0.2", "gpt", {**LARGE, "dropout": 0.2}, 1.0),
     "gru": training("GRU 256, batch 32, 64 steps", "recurrent", {**RECURRENT, "cell": "gru"}, 1.8, 2.4),
     "lstm": training("LSTM 256, batch 32, 64 steps", "recurrent", {**RECURRENT, "cell": "lstm"}, 1.0, 1.3),
+    "names_mlp": training("MLP 3 x 10-200 over names, batch 512", "nplm", {**NAMES, "batch_size": 512}, 1.0),
+    "lstm_tied": training("LSTM 2/200 tied, 33,278 words, batch 20, 35 steps", "carried", TIED, 1.0),
+    "seq2seq": training(
+        "LSTMs 256 with attention, 4,000 tokens, batch 128, 16 to 16 steps",
+        "seq2seq",
+        {**PAIRS, "dropout": 0.2, "length": 16, "num_examples": 10_000, "batch_size": 128},
+        1.5,
+    ),
+    "translate_greedy": translating("1,000 sentences translated, greedy", 1),
+    "translate_beam": translating("1,000 sentences translated, beam 5", 5),
     "autoencoder": dataclasses.replace(
         training(
             "autoencoder 784-128-32, epoch of 60,000 at batch 256",

@@ -95,7 +95,7 @@ def get_config(variant=""):
         )
     if "demo" in parts:
         config.update(duration="60 steps", batch_size=16)
-        config.data.update(count=500, held_out=10)
+        config.data.update(path="", count=500, held_out=10)
         config.model.update({"num_layers": 1, "d_model": 32})
     return config
 

@@ -222,7 +222,7 @@ def sampler(translator, pairs):
     ) -> Samples:
         """Translations of a sentence, the best first, with their scores; or of a file's lines.
 
-        prompt: the sentence; repeat the flag for several
+        prompt: the sentence; repeat the flag for several, or leave it for an example
         beam_size: hypotheses that are kept at each token, and printed; 1 is greedy
         length_penalty: scores are log-probabilities over ((5 + tokens) / 6)^this; 0 prefers short ones
         temperature: above 0, one translation is drawn, in place of the search
@@ -240,8 +240,7 @@ def sampler(translator, pairs):
             wrong = translator.file(variables, input, output, 4 * translator.most, **options)
             return Samples(texts=[f"{input}: {told}, left empty" for told in wrong] or [f"written: {output}"])
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not all(each.strip() for each in prompts):
-            raise ValueError("prompt: received none; a sentence, or --input and --output, is needed")
+        prompts = [each.strip() or example(pairs) for each in prompts]
         rows = pairs.encode_sources(prompts)
         if target:
             found = [[forced(translator, pairs, variables, row, target)] for row in rows]
@@ -260,11 +259,18 @@ def sampler(translator, pairs):
     return sample
 
 
+def example(pairs) -> str:
+    """A sentence to translate where none is given."""
+    if isinstance(pairs, Rearranged):
+        return "lmab"
+    return SENTENCES[0] if pairs.path else "le lundi 4 mai 1970"
+
+
 def forced(translator, pairs, variables, row, sentence):
     """A given translation as an Answer, its score its log-probability."""
     ids = np.concatenate([[translator.start], translator.tokenizer.encode(sentence), [translator.end]])
     ids = ids.astype(np.int32)
-    logits = translator.model.apply(variables, row[None], ids[None, :-1])
+    logits = translator.model.apply(variables, jnp.asarray(row)[None], jnp.asarray(ids)[None, :-1])
     logs = jax.nn.log_softmax(logits)[0, np.arange(len(ids) - 1), ids[1:]]
     return Answer(sentence, float(logs.sum()), ids)
 
@@ -272,7 +278,7 @@ def forced(translator, pairs, variables, row, sentence):
 def matrix(translator, pairs, variables, row, ids):
     """(weights, target tokens, source tokens) of one pair."""
     row = row[row > 0]
-    weights = translator.model.weights(variables, row[None], ids[None])[0]
+    weights = translator.model.weights(variables, jnp.asarray(row)[None], jnp.asarray(ids)[None])[0]
     return np.asarray(weights), tokens(pairs.tokenizers[1], ids[1:]), tokens(pairs.tokenizers[0], row)
 
 
@@ -355,7 +361,7 @@ def influences(arms):
         means = []
         for run in runs:
             translator, pairs, variables = parts_of(run)
-            arrays = {key: ids[:200] for key, ids in pairs.arrays("validation").items()}
+            arrays = {key: jnp.asarray(ids[:200]) for key, ids in pairs.arrays("validation").items()}
             norms = np.asarray(
                 jax.jit(functools.partial(influence, translator.model))(variables, *arrays.values())
             )

@@ -103,7 +103,7 @@ class Alignment:
 
     def __call__(self, variables, key):
         arrays, known = self.pairs.arrays("test"), self.pairs.alignment("test")
-        weights = jax.jit(self.model.weights)(variables, arrays["source"], arrays["target"])
+        weights = jax.jit(self.model.weights)(variables, *map(jnp.asarray, arrays.values()))
         found, letters = np.asarray(jnp.argmax(weights, axis=-1)), known >= 0
         mass = np.take_along_axis(np.asarray(weights), np.maximum(known, 0)[..., None], 2)[..., 0]
         return {"error": float((found != known)[letters].mean()), "mass": float(mass[letters].mean())}, {}

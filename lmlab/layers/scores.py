@@ -36,10 +36,16 @@ def additive(
 
 
 def gaussian(
-    q: Float[Array, "B T K"], k: Float[Array, "B S K"], bandwidth: float | Float[Array, ""]
+    q: Float[Array, "B T K"],
+    k: Float[Array, "B S K"],
+    bandwidth: float | Float[Array, ""] | Float[Array, "S"],
 ) -> Float[Array, "B T S"]:
-    """a(q, k) = -|q - k|^2 / (2 h^2); of queries and keys of fixed norm its softmax is that of q . k / h^2."""
-    return -jnp.sum((q[:, :, None] - k[:, None]) ** 2, axis=-1) / (2 * bandwidth**2)
+    """a(q, k) = -|q - k|^2 / (2 h^2), h one for all or one a key.
+
+    Of queries and keys of fixed norm and one h, its softmax is that of q . k / h^2.
+    """
+    squares = jnp.sum((q[:, :, None] - k[:, None]) ** 2, axis=-1)
+    return -squares / (2 * jnp.broadcast_to(bandwidth, k.shape[1:2]) ** 2)[None, None]
 
 
 def attend(

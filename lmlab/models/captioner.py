@@ -4,51 +4,27 @@ Soft attention. The paper's encoder is a VGG trained on photographs before; this
 """
 
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from lmlab.experiment import Mean, PyTree
 from lmlab.layers.convolution import conv, mean_pool, with_channels
 from lmlab.layers.dropout import Dropout, Rate, check_rate
-from lmlab.layers.linear import Dense, Embed, einsum, matmul
+from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import LSTMCarry, Weights, lstm
+from lmlab.layers.scores import Attention
 from lmlab.tasks import Batch, cross_entropy
 
-Cache = dict[str, Any]
-"""What a step needs: "features" (B, L, D) of the locations, their "keys" (B, L, A), the "carry" of the LSTM."""
 
+class Memory(NamedTuple):
+    """What the decoder sees of an image: the features of its locations, as keys and as values."""
 
-class _Additive(nn.Module):
-    """softmax_l v . tanh(W h + U a_l) over the features a of locations (Bahdanau et al. 2015, appendix A.1.2)."""
-
-    features: int
-
-    def setup(self):
-        self.query, self.key = Dense(self.features), Dense(self.features, False)
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("mlp", None))
-        self.score = self.param("score", init, (self.features, 1))
-
-    def keys(self, a: Float[Array, "B L D"]) -> Float[Array, "B L A"]:
-        """U a, the same at every step."""
-        return self.key(a)
-
-    def __call__(
-        self, h: Float[Array, "B H"], keys: Float[Array, "B L A"], a: Float[Array, "B L D"]
-    ) -> tuple[Float[Array, "B D"], Float[Array, "B L"]]:
-        """(the mean of a under the weights, the weights)."""
-        weights = _weights(self.query(h), keys, self.score)
-        return einsum("bl,bld->bd", weights, a), weights
-
-
-# tanh is made again for the gradient: to keep B L A of them for each word costs a CPU several times as much.
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _weights(query, keys, score):
-    return jax.nn.softmax(matmul(jnp.tanh(query[:, None] + keys), score)[..., 0])
+    keys: Float[Array, "B L A"]
+    values: Float[Array, "B L D"]
 
 
 class Captioner(nn.Module):
@@ -100,7 +76,8 @@ class Captioner(nn.Module):
         shape = tuple(side // 2 ** min(self.halvings, last) for side in self.image_shape)
         self.place = self.param("place", nn.initializers.zeros, (*shape, self.features[-1]))
         self.first = Dense(2 * self.d_model)
-        self.attend = _Additive(self.d_attention)
+        # tanh is made again for the gradient: to keep B L A of them for each word costs a CPU several times as much.
+        self.attend = nn.remat(Attention, prevent_cse=False)("additive", self.d_attention)
         self.gate = Dense(1, axes=("embed", None))
         self.embed = Embed(self.vocab_size, self.d_embed, embedding_init=nn.initializers.normal(0.1))
         self.drop = Dropout(self.dropout)
@@ -110,7 +87,7 @@ class Captioner(nn.Module):
         self.from_state, self.from_context = Dense(self.d_embed), Dense(self.d_embed, False)
         self.head = Dense(self.vocab_size, False, ("embed", "vocab"))
 
-    def encode(self, image: Float[Array, "B h w"]) -> Float[Array, "B L D"]:
+    def locations(self, image: Float[Array, "B h w"]) -> Float[Array, "B L D"]:
         """a, of images in [0, 1]."""
         if image.shape[1:] != self.image_shape:
             raise ValueError(f"images must be {self.image_shape}, received {image.shape[1:]}")
@@ -121,58 +98,56 @@ class Captioner(nn.Module):
             x = mean_pool(x) if i < self.halvings else x
         return x.reshape(len(x), -1, x.shape[-1])
 
-    def begin(self, image: Float[Array, "B h w"]) -> Cache:
-        """What is known before any word."""
-        a = self.encode(image)
+    def encode(self, image: Float[Array, "B h w"]) -> tuple[Memory, LSTMCarry]:
+        """(what the decoder attends to, its first carry)."""
+        a = self.locations(image)
         carry = LSTMCarry(*jnp.split(jnp.tanh(self.first(a.mean(1))), 2, axis=-1))
-        return {"features": a, "keys": self.attend.keys(a), "carry": carry}
-
-    def advance(
-        self, cache: Cache, x: Float[Array, "B G"]
-    ) -> tuple[Cache, tuple[Float[Array, "B H"], Float[Array, "B D"], Float[Array, "B L"]]]:
-        """(the cache, (h, z, weights)) after one more word, which x is the projected embedding of."""
-        z, weights = self.attend(cache["carry"].h, cache["keys"], cache["features"])
-        z = nn.sigmoid(self.gate(cache["carry"].h)) * z
-        carry, _ = lstm(cache["carry"], x + self.context(z), Weights((self.recurrent,)))
-        return {**cache, "carry": carry}, (carry.h, z, weights)
-
-    def logits(
-        self, y: Float[Array, "*B E"], h: Float[Array, "*B H"], z: Float[Array, "*B D"], train: bool = False
-    ) -> Float[Array, "*B V"]:
-        """Of an embedded word, the state and the context (eq. 7)."""
-        return self.head(self.drop(y + self.from_state(h) + self.from_context(z), train))
+        return Memory(self.attend.keys(a), a), carry
 
     def __call__(
         self, image: Float[Array, "B h w"], tokens: Int[Array, "B T"], train: bool = False
     ) -> tuple[Float[Array, "B T V"], Float[Array, "B T L"]]:
         """(logits of the next word after each of these, the attention by which it was found)."""
-        cache = self.begin(image)
-        memory = {name: cache[name] for name in ("features", "keys")}
+        return self.read(*self.encode(image), tokens, train)[:2]
 
-        def word(model, carry, x):
-            cache, found = model.advance({**memory, "carry": carry}, x)
-            return cache["carry"], found
+    def read(
+        self, memory: Memory, carry: LSTMCarry, tokens: Int[Array, "R T"], train: bool = False
+    ) -> tuple[Float[Array, "R T V"], Float[Array, "R T L"], LSTMCarry]:
+        """(logits, weights, carry) after each word of `tokens`.
 
-        scan = nn.scan(word, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+        There may be several rows an image, side by side: R is then a multiple of the B of the memory.
+        """
+        tick = nn.scan(
+            lambda model, carry, x: model._tick(memory, carry, x),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=1,
+            out_axes=1,
+        )
         y = self.drop(self.embed(tokens), train)
-        _, (h, z, weights) = scan(self, cache["carry"], self.word(y))
-        return self.logits(y, h, z, train), weights
+        carry, (h, z, weights) = tick(self, carry, self.word(y))
+        logits = self.head(self.drop(y + self.from_state(h) + self.from_context(z), train))
+        return logits, weights, carry
 
-    def start(self, variables: dict[str, Any], image: Float[Array, "B h w"]) -> Cache:
-        """The cache before any word, of images in [0, 1]."""
-        return self.apply(variables, image, method="begin")
+    def _tick(self, memory, carry, x):
+        """(the carry, (h, z, weights)) after one more word, which x is the projected embedding of."""
+        queries = carry.h.reshape(len(memory.keys), -1, self.d_model)
+        z, weights = (found.reshape(len(x), -1) for found in self.attend(queries, *memory))
+        z = nn.sigmoid(self.gate(carry.h)) * z
+        carry, _ = lstm(carry, x + self.context(z), Weights((self.recurrent,)))
+        return carry, (carry.h, z, weights)
+
+    def begin(self, variables: dict[str, Any], image: Float[Array, "B h w"]) -> tuple[Partial, LSTMCarry]:
+        """(`step` with variables and memory bound, the first carry), for `lmlab.decoding`."""
+        memory, carry = self.apply(variables, image, method="encode")
+        return Partial(self.step, variables, memory), carry
 
     def step(
-        self, variables: dict[str, Any], cache: Cache, token: Int[Array, "B"]
-    ) -> tuple[Float[Array, "B V"], Cache]:
-        """(logits after one more word, the cache)."""
-
-        def word(model):
-            y = model.embed(token)
-            after, (h, z, _) = model.advance(cache, model.word(y))
-            return model.logits(y, h, z), after
-
-        return nn.apply(word, self)(variables)
+        self, variables: dict[str, Any], memory: Memory, cache: LSTMCarry, token: Int[Array, "R"]
+    ) -> tuple[Float[Array, "R V"], LSTMCarry]:
+        """(logits after one more word, the carry)."""
+        logits, _, cache = self.apply(variables, memory, cache, token[:, None], method="read")
+        return logits[:, 0], cache
 
     def weights(
         self, variables: dict[str, Any], image: Float[Array, "B h w"], tokens: Int[Array, "B N"]

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from lmlab.decoding import beam
 from lmlab.models.captioner import Caption, Captioner, doubly_stochastic
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -64,17 +65,15 @@ def test_the_equations_of_the_paper(model, variables):
     image, tokens = images(3), captions(3, 5)
     logits, weights = apply(model, variables, image, tokens)
     p = jax.tree.map(np.asarray, variables["params"])
-    encoded = np.asarray(model.apply(variables, image, method="encode"))
+    encoded = np.asarray(model.apply(variables, image, method="locations"))
     assert encoded.shape == (3, 6, 6) and model.grid == (2, 3)
     for b in range(3):
         a = encoded[b]
         h, c = np.split(np.tanh(a.mean(0) @ p["first"]["kernel"] + p["first"]["bias"]), 2)
         for t in range(5):
             attend = p["attend"]
-            query = h @ attend["query"]["kernel"] + attend["query"]["bias"]
-            scores = [
-                np.tanh(query + a[i] @ attend["key"]["kernel"]) @ attend["score"][:, 0] for i in range(6)
-            ]
+            query = h @ attend["of_query"]["kernel"] + attend["of_query"]["bias"]
+            scores = [np.tanh(query + a[i] @ attend["of_key"]["kernel"]) @ attend["v"] for i in range(6)]
             alpha = softmax(np.array(scores))
             np.testing.assert_allclose(weights[b, t], alpha, atol=1e-5)
             beta = sigmoid(h @ p["gate"]["kernel"] + p["gate"]["bias"])
@@ -94,28 +93,47 @@ def test_the_equations_of_the_paper(model, variables):
 
 def test_locations_go_by_rows_and_have_biases_of_their_own(model, variables):
     blank, lit = jnp.zeros((1, 8, 12)), jnp.zeros((1, 8, 12)).at[0, 7, 11].set(1)
-    encode = jax.jit(lambda params, image: model.apply({"params": params}, image, method="encode")[0])
-    plain = encode(variables["params"], blank)
+    see = jax.jit(lambda params, image: model.apply({"params": params}, image, method="locations")[0])
+    plain = see(variables["params"], blank)
 
     def moved(other):
         return (np.abs(other - plain).sum(-1) > 0).reshape(model.grid)
 
-    ink = moved(encode(variables["params"], lit))
+    ink = moved(see(variables["params"], lit))
     assert ink[1, 2] and not ink[:, 0].any(), "windows do not span the image"
     place = variables["params"]["place"].at[0, 1].add(9)
-    bias = moved(encode({**variables["params"], "place": place}, blank))
+    bias = moved(see({**variables["params"], "place": place}, blank))
     assert bias.tolist() == [[False, True, False], [False] * 3]
 
 
 def test_step_by_step_equals_at_once(model, variables):
     image, tokens = images(3), captions(3, 5)
     expected, _ = apply(model, variables, image, tokens)
-    cache = model.start(variables, image)
-    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(cache)), "rows can be picked in beams"
-    step = jax.jit(model.step)
+    step, carry = model.begin(variables, image)
+    step = jax.jit(step)
     for t in range(5):
-        logits, cache = step(variables, cache, tokens[:, t])
+        logits, carry = step(carry, tokens[:, t])
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-5)
+
+
+def test_hypotheses_share_the_locations_of_their_image(model, variables):
+    """A beam's best is scored as its words are by the whole model; a beam of one takes the likeliest word each time."""
+    image, start = images(3), jnp.ones((3, 1), jnp.int32)
+    step, carry = jax.jit(model.begin)(variables, image)
+
+    def whole(hypotheses):
+        """Log-probabilities of all words at each place, of the i-th hypothesis of each image."""
+        inputs = jnp.concatenate([start, hypotheses[:, :-1]], axis=1)
+        return jax.nn.log_softmax(apply(model, variables, image, inputs)[0])
+
+    found = beam.search(step, carry, start, 3, 5, end=2)
+    for i in range(3):
+        tokens = found.tokens[:, i]
+        logs = jnp.take_along_axis(whole(tokens), tokens[..., None], 2)[..., 0]
+        counted = jnp.arange(5)[None] < found.lengths[:, i, None]
+        np.testing.assert_allclose(found.scores[:, i], (logs * counted).sum(1), atol=1e-4)
+    greedy = beam.search(step, carry, start, 1, 5)
+    np.testing.assert_array_equal(whole(greedy.tokens[:, 0]).argmax(-1), greedy.tokens[:, 0])
 
 
 def test_no_word_sees_those_after_it_and_every_word_sees_the_image(model, variables):
@@ -234,6 +252,6 @@ def test_impossible_models_are_refused_in_one_line(changes, message):
 
 def test_a_wrong_image_and_a_wrong_penalty_are_refused(model, variables):
     with pytest.raises(ValueError, match=r"images must be \(8, 12\), received \(8, 8\)"):
-        model.start(variables, images(1)[:, :, :8])
+        model.begin(variables, images(1)[:, :, :8])
     with pytest.raises(ValueError, match="penalty must be at least 0, received -1"):
         Caption(model, -1)
