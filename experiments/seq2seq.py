@@ -222,6 +222,8 @@ def sampler(translator, pairs):
     ) -> Samples:
         """Translations of a sentence, the best first, with their scores; or of a file's lines.
 
+        With attention, the alignment of the best is drawn, and that of the first sentence as it is written.
+
         prompt: the sentence; repeat the flag for several, or leave it for an example
         beam_size: hypotheses that are kept at each token, and printed; 1 is greedy
         length_penalty: scores are log-probabilities over ((5 + tokens) / 6)^this; 0 prefers short ones
@@ -250,11 +252,12 @@ def sampler(translator, pairs):
         else:
             found = translator.answers(variables, rows, **options)
         texts = ["\n".join(f"{each.score:.3f}  {each.text}" for each in best) for best in found]
-        pictures = {}
+        pictures, frames = {}, None
         if translator.model.attention != "none":
             for number, (row, best) in enumerate(zip(rows, found, strict=True), 1):
                 pictures[f"alignment-{number}"] = aligned(translator, pairs, variables, row, best[0].ids)
-        return Samples(texts=texts, figures=pictures)
+            frames = maps.decoding(*matrix(translator, pairs, variables, rows[0], found[0][0].ids))
+        return Samples(texts=texts, figures=pictures, frames=frames)
 
     return sample
 
@@ -361,7 +364,7 @@ def influences(arms):
         means = []
         for run in runs:
             translator, pairs, variables = parts_of(run)
-            arrays = {key: jnp.asarray(ids[:200]) for key, ids in pairs.arrays("validation").items()}
+            arrays = {key: jnp.asarray(ids[:64]) for key, ids in pairs.arrays("validation").items()}
             norms = np.asarray(
                 jax.jit(functools.partial(influence, translator.model))(variables, *arrays.values())
             )
@@ -371,7 +374,7 @@ def influences(arms):
             apart = np.broadcast_to(lengths - s + t, norms.shape)[there]
             total = np.bincount(apart, norms[there])
             count = np.bincount(apart)
-            means.append({d: total[d] / count[d] for d in range(len(count)) if count[d] >= 20})
+            means.append({d: total[d] / count[d] for d in range(len(count)) if count[d] >= 10})
         shared = sorted(set.intersection(*map(set, means)))
         values = np.array([[mean[d] for d in shared] for mean in means])
         axes.plot(shared, values.mean(0), marker=marker, markersize=2.5, color=color, label=name)

@@ -30,7 +30,16 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 LONG = ("vae",)
 """Networks of images, whose demos compile and train for minutes: `make test-all`."""
-MANY = ("classifier", "diffusion", "gan", "segmentation", "vanishing_gradients", "vqvae")
+MANY = (
+    "captioner",
+    "classifier",
+    "diffusion",
+    "gan",
+    "segmentation",
+    "seq2seq",
+    "vanishing_gradients",
+    "vqvae",
+)
 """Those whose demo is quick, but whose variants each compile a large program: those are for `make test-all`."""
 TIERS = ("demo", "cpu")
 SMALL = {

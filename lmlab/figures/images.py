@@ -17,6 +17,8 @@ from lmlab.figures import style
 
 GAP = 2
 """Pixels between two images."""
+SMALL = 320
+"""Pixels up to which an animation is shown at twice its width."""
 
 
 def rows(images: Mapping[str, Num[Any, "N ..."]]) -> Figure:
@@ -77,11 +79,15 @@ def write_png(images: Num[Any, "N ..."], path: str | Path, columns: int | None =
 
 
 def write_gif(frames: Num[Any, "F N ..."], path: str | Path, columns: int | None = None) -> None:
-    """The same grid at each moment, as an animation of four seconds that rests on its last frame; twice the size."""
+    """The same grid at each moment, as an animation of four seconds that rests on its last frame; if SMALL, doubled."""
     sheets = [_sheet(_pixels(moment), columns) for moment in frames]
     if not sheets:
         raise ValueError("an animation wants a frame or more; received none")
-    sheets = [sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST) for sheet in sheets]
+    times = 2 if sheets[0].width <= SMALL else 1
+    sheets = [
+        sheet.resize((times * sheet.width, times * sheet.height), Image.Resampling.NEAREST)
+        for sheet in sheets
+    ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     durations = [max(20, 4000 // len(sheets))] * (len(sheets) - 1) + [2000]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -65,6 +65,24 @@ def alignment(weights: Float[Any, "T S"], targets: Sequence[str], sources: Seque
     axes.set_ylabel("target")
     style.colorbar(figure, image, axes, "attention weight")
     return figure
+
+
+def decoding(
+    weights: Float[Any, "T S"], targets: Sequence[str], sources: Sequence[str]
+) -> UInt8[np.ndarray, "F 1 H W 3"]:
+    """Frames of an animation: the alignment as the target is written, a row and its word at a time."""
+    weights = np.asarray(weights)
+    figure = alignment(weights, targets, sources)
+    axes = figure.axes[0]
+    frames = []
+    for written in range(len(targets) + 1):
+        later = np.arange(len(targets))[:, None] >= written
+        axes.images[0].set_data(np.ma.masked_where(np.broadcast_to(later, weights.shape), weights))
+        for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
+            label.set_alpha(0.0 if place >= written else 1.0)
+        figure.canvas.draw()
+        frames.append(np.array(figure.canvas.buffer_rgba())[None, ..., :3])
+    return np.stack(frames)
 
 
 def activations(values: Mapping[str, Float[Any, "T D"]], tokens: Sequence[str]) -> Figure:

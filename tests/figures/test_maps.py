@@ -69,3 +69,14 @@ def test_as_many_tokens_as_weights():
         maps.activations({"gate": weights(3, 2)}, list("ab"))
     with pytest.raises(ValueError, match="received no gate"):
         maps.activations({}, ["a"])
+
+
+def test_an_animation_of_decoding_writes_a_row_at_a_time():
+    """Nothing of the matrix at first, all of it at last; in between no row changes that was written."""
+    weights = np.random.default_rng(0).uniform(0.2, 1, (3, 4))
+    frames = maps.decoding(weights, ["a", "b", "c"], ["w", "x", "y", "z"])
+    assert frames.shape[:2] == (4, 1) and frames.shape[-1] == 3 and frames.dtype == np.uint8
+    changed = [(one != other).any(-1)[0] for one, other in zip(frames, frames[1:], strict=False)]
+    rows = [np.flatnonzero(each.any(1)) for each in changed]
+    assert all(len(each) for each in rows)
+    assert rows[0].max() < rows[1].max() < rows[2].max() and not (changed[0] & changed[2]).any()
