@@ -41,7 +41,7 @@ from lmlab.figures import curves, maps, style
 from lmlab.layers.scores import SCORES
 from lmlab.models.seq2seq import Seq2Seq, influence
 from lmlab.sources import Resident
-from lmlab.tasks import NextTargetToken
+from lmlab.tasks import Narrowed, NextTargetToken
 from lmlab.training import optimizer
 
 FAMILY, PAPER = "sequence to sequence", "Sutskever et al. 2014; Bahdanau et al. 2015; Luong et al. 2015"
@@ -98,6 +98,7 @@ def get_config(variant=""):
             "split_seed": 0,
         },
         optimizer={"learning_rate": 2e-3, "schedule": "cosine", "warmup": "2 %", "final": 0.05, "clip": 1.0},
+        widths=(8, 12, 16, 24),  # in tokens, to which batches are cut, which are of pairs of like length
         decoding={"most": 40},  # tokens of an answer
     )
     if "gru" in parts:
@@ -115,13 +116,15 @@ def get_config(variant=""):
             config.model.score = score
     if "long" in parts:
         config.data.update(join=100_000)
+        config.widths = (8, 12, 16, 24, 40, 64)
         config.decoding.most = 120
     for kind in KINDS:
         if kind in parts:
             config.data = {"kind": kind, "shortest": 3, "longest": 12, "count": 20_000, "split_seed": 0}
-            config.duration, config.decoding.most = "10 epochs", 14
+            config.update(duration="10 epochs", widths=())
+            config.decoding.most = 14
     if "demo" in parts:
-        config.update(duration="12 epochs", batch_size=32)
+        config.update(duration="12 epochs", batch_size=32, widths=())
         config.model.update(d_model=96, d_embed=64, dropout=0.0, num_layers=min(config.model.num_layers, 2))
         config.optimizer.learning_rate = 5e-3
         if "kind" in config.data:
@@ -148,19 +151,25 @@ def build(config, assets):
     pairs = opened(config, assets)
     of_source, of_target = pairs.tokenizers
     model = Seq2Seq(of_source.vocab_size, of_target.vocab_size, **config.model)
-    task = NextTargetToken(model)
+    task = Narrowed(NextTargetToken(model), ("source", "target"), config.widths)
     if config.decoding.most < 1:
         raise ValueError(f"decoding.most: received {config.decoding.most}; allowed: at least 1")
     translator = Translator(model, of_target, pairs.encode_sources, config.decoding.most)
 
     def source():
-        arrays = jax.tree.map(jnp.asarray, pairs.arrays("train"))
+        arrays = jax.tree.map(jnp.asarray, pairs.arrays("train", by_length=True))
         return Resident(
-            data=arrays, num_examples=len(arrays["source"]), batch_size=config.batch_size, seed=config.seed
+            data=arrays,
+            num_examples=len(arrays["source"]),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            grouped=True,
         )
 
     evaluations = {
-        part: Likelihood(task, functools.partial(pairs.arrays, part), 256, held_out=part == "test")
+        part: Likelihood(
+            task, functools.partial(pairs.arrays, part, by_length=True), 256, held_out=part == "test"
+        )
         for part in ("validation", "test")
     }
     if isinstance(pairs, Rearranged):

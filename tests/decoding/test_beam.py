@@ -20,6 +20,9 @@ MODELS = {
 PROMPTS = jnp.array([[0, 1], [2, 2], [1, 0]])
 
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
+
 @pytest.fixture(autouse=True)
 def full_precision():
     with jax.default_matmul_precision("float32"):

@@ -12,6 +12,9 @@ WORDS = Rearranged("sorting", 1, 9, 40)
 SENTENCES = [source for source, _ in WORDS.examples("train")]
 
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
+
 @pytest.fixture(scope="module")
 def made():
     size = WORDS.tokenizers[0].vocab_size

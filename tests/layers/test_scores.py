@@ -15,6 +15,9 @@ Q, KEYS, VALUES = (
 MASK = jnp.arange(S)[None] < jnp.array([[5], [3]])
 
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
+
 @pytest.fixture(autouse=True)
 def full_precision():
     with jax.default_matmul_precision("float32"):

@@ -20,6 +20,9 @@ SOURCE = jnp.array([[5, 3, 4, 2], [4, 2, 0, 0], [3, 3, 2, 0]])
 TARGET = jnp.array([[1, 5, 6, 2, 0], [1, 3, 2, 0, 0], [1, 4, 4, 4, 2]])
 
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
+
 @pytest.fixture(autouse=True)
 def full_precision():
     with jax.default_matmul_precision("float32"):
