@@ -55,8 +55,7 @@ def brute_force(name, prompt, penalty):
     return sorted(found.items(), key=lambda item: -item[1])
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize(("name", "penalty"), [("gpt", 0.0), ("recurrent", 1.0)])
 def test_a_beam_of_full_width_is_brute_force(name, penalty, monkeypatch):
     """3 + 9 + 27 x 4... sequences fit in no beam of at most V: hence the search itself, without its check."""
     model, variables = load(name)
@@ -76,8 +75,7 @@ def test_a_beam_of_full_width_is_brute_force(name, penalty, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-@pytest.mark.parametrize("end", [END, None])
+@pytest.mark.parametrize(("name", "end"), [("gpt", END), ("recurrent", None)])
 def test_a_beam_of_one_is_greedy(name, end):
     model, variables = load(name)
     found = find(name, 1, end=end, max_tokens=6)
@@ -119,7 +117,7 @@ def test_a_finished_hypothesis_never_revives():
 
 
 def test_a_wider_beam_finds_no_worse():
-    best = [np.asarray(find("recurrent", size, max_tokens=6).scores[:, 0]) for size in (1, 2, 3, 4)]
+    best = [np.asarray(find("recurrent", size, max_tokens=6).scores[:, 0]) for size in (1, 4)]
     assert (best[-1] >= best[0] - 1e-5).all()
 
 

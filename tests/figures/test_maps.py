@@ -1,3 +1,5 @@
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_an_animation_of_decoding_writes_a_row_at_a_time():
     weights = np.random.default_rng(0).uniform(0.2, 1, (3, 4))
     frames = maps.decoding(weights, ["a", "b", "c"], ["w", "x", "y", "z"])
     assert frames.shape[:2] == (4, 1) and frames.shape[-1] == 3 and frames.dtype == np.uint8
-    changed = [(one != other).any(-1)[0] for one, other in zip(frames, frames[1:], strict=False)]
+    changed = [(one != other).any(-1)[0] for one, other in itertools.pairwise(frames)]
     rows = [np.flatnonzero(each.any(1)) for each in changed]
     assert all(len(each) for each in rows)
     assert rows[0].max() < rows[1].max() < rows[2].max() and not (changed[0] & changed[2]).any()
