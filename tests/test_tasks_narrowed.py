@@ -28,7 +28,10 @@ def test_a_batch_without_its_empty_columns_costs_the_same():
 
     plain, cut = gradient(task), gradient(narrow)
     for longest in (2, 3, 4, 6, 8):
-        batch = {"source": rows * (jnp.arange(8)[None] < longest - 1), "target": rows * (jnp.arange(8)[None] < longest)}
+        batch = {
+            "source": rows * (jnp.arange(8)[None] < longest - 1),
+            "target": rows * (jnp.arange(8)[None] < longest),
+        }
         one, other = plain(params, batch), cut(params, batch)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 

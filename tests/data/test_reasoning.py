@@ -194,7 +194,10 @@ def test_files_are_read_plain_or_packed(tmp_path):
         (b"", r"is empty; a text file with at least one character is needed"),
         (b"1 + 1?\n\n2\n", r"line 2 of .* is empty; questions and answers take turns"),
         ("1 + 1?\n2\n3 × 4?\n12\n".encode(), r"line 3 of .* has '×', which is not printable ASCII"),
-        ("1 + 1?\n2\n3 × 4?\n12\n".encode("latin1"), r"line 3, is not UTF-8: byte 0xd7 at offset 11; .* -f LATIN1"),
+        (
+            "1 + 1?\n2\n3 × 4?\n12\n".encode("latin1"),
+            r"line 3, is not UTF-8: byte 0xd7 at offset 11; .* -f LATIN1",
+        ),
     ],
 )
 def test_bad_files_are_one_line_that_names_file_and_place(tmp_path, data, message):
