@@ -43,7 +43,7 @@ from lmlab.figures import curves, style
 from lmlab.models.gpt import GPT
 from lmlab.models.seq2seq import Seq2Seq
 from lmlab.sources import Resident
-from lmlab.tasks import NextTargetToken, NextToken
+from lmlab.tasks import Narrowed, NextTargetToken, NextToken
 from lmlab.training import optimizer
 
 FAMILY, PAPER = "sequence to sequence", "Saxton et al. 2019"
@@ -69,6 +69,12 @@ def get_config(variant=""):
         evaluate_every="10 %",
         checkpoint={"every": "20 %"},
         network=network,
+        widths=(
+            32,
+            64,
+            96,
+            128,
+        ),  # in characters, to which batches are cut, which are of questions of like length
         model={
             "cell": "lstm",
             "num_layers": 1,
@@ -94,7 +100,7 @@ def get_config(variant=""):
             {"d_model": 256} if network != "gpt" else {"num_layers": 4, "num_heads": 4, "d_model": 128}
         )
     if "demo" in parts:
-        config.update(duration="60 steps", batch_size=16)
+        config.update(duration="60 steps", batch_size=16, widths=())
         config.data.update(path="", count=500, held_out=10)
         config.model.update({"num_layers": 1, "d_model": 32})
     return config
@@ -108,11 +114,12 @@ def build(config, assets):
     if config.network == "gpt":
         length = reasoning.QUESTION + reasoning.ANSWER + 1
         model = GPT(vocab_size=size, context=length, **config.model)
-        task, arrays = NextToken(model), problems.joined
+        task, arrays = Narrowed(Answers(model, problems.start), ("tokens",), config.widths), problems.joined
         answer = functools.partial(continued, model, problems)
     else:
         model = Seq2Seq(size, size, **config.model)
-        task, arrays = NextTargetToken(model), problems.arrays
+        task = Narrowed(NextTargetToken(model), ("source", "target"), config.widths)
+        arrays = problems.arrays
         translator = Translator(model, problems.tokenizer, problems.sources, reasoning.ANSWER + 1)
         answer = lambda variables, questions: translator.texts(  # noqa: E731
             variables, problems.sources(questions), batch_size=256
@@ -125,6 +132,7 @@ def build(config, assets):
             num_examples=len(next(iter(data.values()))),
             batch_size=config.batch_size,
             seed=config.seed,
+            grouped=True,
         )
 
     def sample(variables, key, *, question: str = "Calculate 12 + 30.") -> Samples:
@@ -154,6 +162,19 @@ def build(config, assets):
         show=show,
         dynamic=("optimizer.learning_rate", "model.dropout"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers(NextToken):
+    """`NextToken` of what stands behind `start` alone: the answer. A batch is {"tokens": (B, T + 1)}, 0 behind each."""
+
+    start: int
+
+    def loss(self, params, collections, batch, key, train):
+        tokens = batch["tokens"]
+        counted = (jnp.cumsum(tokens == self.start, axis=1)[:, :-1] > 0) & (tokens[:, 1:] > 0)
+        counted = counted * batch.get("mask", jnp.ones(len(tokens)))[:, None]
+        return super().loss(params, collections, {"tokens": tokens, "mask": counted}, key, train)
 
 
 def continued(model, problems, variables, questions) -> list[str]:

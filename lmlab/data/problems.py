@@ -72,26 +72,19 @@ class Problems:
         )
 
     def arrays(self, name: str) -> dict[str, Int[np.ndarray, "N _"]]:
-        """{"source": `sources`, "target": from <start> to <end>}."""
-        pairs = self.examples(name)
+        """{"source": `sources`, "target": from <start> to <end>}, from short questions to long ones."""
+        pairs = sorted(self.examples(name), key=lambda pair: len(pair[0]))
         targets = [[self.start, *self.tokenizer.encode(answer), self.end] for _, answer in pairs]
         return {
             "source": self.sources([question for question, _ in pairs]),
             "target": self._rows(targets, ANSWER + 2),
         }
 
-    def joined(self, name: str) -> dict[str, np.ndarray]:
-        """{"tokens": question, <start>, answer, <end>, "mask": float32, 1 for what is predicted of the answer}."""
-        pairs, length = self.examples(name), QUESTION + ANSWER + 2
-        questions = [self.tokenizer.encode(question) for question, _ in pairs]
-        rows = [
-            [*question, self.start, *self.tokenizer.encode(answer), self.end]
-            for question, (_, answer) in zip(questions, pairs, strict=True)
-        ]
-        tokens = self._rows(rows, length)
-        begun = np.array([len(question) for question in questions])[:, None]
-        places = np.arange(length - 1)[None]
-        return {"tokens": tokens, "mask": ((places >= begun) & (tokens[:, 1:] > 0)).astype(np.float32)}
+    def joined(self, name: str) -> dict[str, Int[np.ndarray, "N _"]]:
+        """{"tokens": question, <start>, answer and <end>}, from short to long."""
+        encode = self.tokenizer.encode
+        rows = [[*encode(q), self.start, *encode(a), self.end] for q, a in self.examples(name)]
+        return {"tokens": self._rows(sorted(rows, key=len), QUESTION + ANSWER + 2)}
 
     @property
     def start(self) -> int:
