@@ -1,6 +1,6 @@
 """Speed beside a peer, in one run on this machine: both sides in turns, medians, the best of the peer's ways.
 
-    python -m benchmarks                  # all of these, half an hour on two cores; make bench does the same
+    python -m benchmarks                  # all of these, some 45 minutes on two cores; make bench does the same
     python -m benchmarks gpt_small gru    # some
     python -m benchmarks startup          # imports, --help, from the command to the first step
     python -m benchmarks spine            # what the loop and a checkpoint cost
@@ -8,6 +8,7 @@
     python -m benchmarks scaling          # how time and memory grow with the model; a figure
     python -m benchmarks limits           # what the machine's arithmetic and memory allow
     python -m benchmarks precision        # whether bf16 learns as well as float32
+    python -m benchmarks word_vectors     # gensim's word vectors by the recipe of ours; --ours: how fast both are
     python -m benchmarks gpu              # all that is told of a GPU, in ten minutes
 
 Results go to results/speed/NAME.json, and by `make results` into README. The peers need
@@ -51,7 +52,7 @@ def compare(name: str, rounds: int, busy: bool) -> dict:
     return {"workload": name, "sizes": workload.sizes, "rows": rows, "arms": arms, **facts}
 
 
-SCRIPTS = ("startup", "spine", "sweep", "scaling", "limits", "precision", "gpu")
+SCRIPTS = ("startup", "spine", "sweep", "scaling", "limits", "precision", "word_vectors", "gpu")
 """Modules with a command line of their own."""
 
 

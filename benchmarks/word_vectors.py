@@ -1,12 +1,13 @@
 """gensim's word vectors by the recipe of experiments/word_vectors.py:cpu: how good they are, and how fast made.
 
-    python -m benchmarks.word_vectors --seeds=3                      # skip-gram; needs gensim, WikiText-2, WordSim-353
-    python -m benchmarks.word_vectors --architecture=cbow --seeds=3
-    python -m benchmarks.word_vectors --seeds=1 --ours               # and an epoch of ours, in the same run
+    python -m benchmarks word_vectors --seeds=3                      # skip-gram; needs gensim, WikiText-2, WordSim-353
+    python -m benchmarks word_vectors --architecture=cbow --seeds=3
+    python -m benchmarks word_vectors --architecture=cbow --ours     # and an epoch of ours after each run, timed
 
 Same text without <unk>, lines as sentences, features, window, negatives, epochs, least count, subsampling and schedule
 of the learning rate; the same code scores both. Words a second are those of the text, passed over or not, of
-the vocabulary or not, by the wall and by the processors' time, which a busy machine spoils less.
+the vocabulary or not, by the wall and by the processors' time, which a busy machine spoils less. With --ours they go to
+results/speed/word_vectors.json; their ratio is that of pairs a second, which both draw alike.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import protocol
 
 SPEC = "experiments/word_vectors.py"
 
@@ -77,19 +80,35 @@ def ours(spec: str) -> tuple[float, float]:
     return tokens / seconds, tokens / cpu
 
 
+def record(architecture: str, workers: int, found: list[dict[str, float]]) -> dict:
+    """What README's table is made of: the rates of both sides, run by run."""
+    ratio = protocol.spread([each["ours_words_per_second"] / each["words_per_second"] for each in found])
+    row = {"title": f"{architecture} over WikiText-2", "unit": "epoch", "ours": "lmlab", "ratio": ratio}
+    row |= {"peer": f"gensim, {workers} threads", "bar": 1.0, "met": ratio["median"] >= 1.0}
+    return {"rows": [row], "runs": found, **protocol.machine()}
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.word_vectors",
+        prog="python -m benchmarks word_vectors",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--architecture", choices=("skipgram", "cbow"), default="skipgram")
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs of gensim, seeds from 1")
+    parser.add_argument("--seeds", type=protocol.count, default=3, help="how many runs of gensim, seeds from 1")
     parser.add_argument("--workers", type=int, default=2, help="gensim's threads")
-    parser.add_argument("--ours", action="store_true", help="time an epoch of ours after them")
-    parser.add_argument("--output", type=Path, help="a JSON file of the scores")
+    parser.add_argument("--ours", action="store_true", help="time an epoch of ours after each of them")
+    parser.add_argument("--busy", action="store_true", help="time it although other programs run")
+    parser.add_argument("--output", type=Path, help="a JSON file of the scores, with --ours of the speed")
     options = parser.parse_args(argv)
     from lmlab import config as config_lib
+
+    if options.ours and not options.busy:
+        try:
+            protocol.check_quiet()
+        except protocol.Busy as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
 
     spec = f"{SPEC}:{options.architecture},cpu"
     config, _ = config_lib.load(spec)
@@ -99,20 +118,19 @@ def main(argv=None) -> int:
     for seed in range(1, options.seeds + 1):
         scores, wall, cpu = theirs(config, sentences, seed, options.workers)
         scores |= {"words_per_second": words / wall, "words_per_cpu_second": words / cpu}
-        print(f"gensim, seed {seed}: " + ", ".join(f"{k} {v:.5g}" for k, v in scores.items()), flush=True)
+        if options.ours:
+            wall, cpu = ours(spec)
+            scores |= {"ours_words_per_second": wall, "ours_words_per_cpu_second": cpu}
+        print(f"seed {seed}: " + ", ".join(f"{k} {v:.5g}" for k, v in scores.items()), flush=True)
         found.append(scores)
-    for name in found[0] if found else ():
+    for name in found[0]:
         values = [scores[name] for scores in found]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"  {name}: {np.mean(values):.5g} ± {spread:.2g}")
-    if options.ours:
-        wall, cpu = ours(spec)
-        print(
-            f"lmlab: words_per_second {wall:.5g}, words_per_cpu_second {cpu:.5g}, compilation in the latter"
-        )
-        found.append({"ours_words_per_second": wall, "ours_words_per_cpu_second": cpu})
-    if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    output = options.output or (Path("results/speed/word_vectors.json") if options.ours else None)
+    if output:
+        value = record(options.architecture, options.workers, found) if options.ours else found
+        output.write_text(json.dumps(value, indent=1) + "\n")
     return 0
 
 

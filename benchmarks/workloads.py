@@ -39,6 +39,11 @@ TORCH_BF16 = (
     Arm("torch bf16, passive threads", "peers", {"precision": "bf16"}, PASSIVE),
     Arm("torch.compile bf16", "peers", {"precision": "bf16", "compiled": True}),
 )
+TORCH_SMALL = (
+    *TORCH,
+    Arm("torch.compile, one thread", "peers", {"compiled": True}, {"OMP_NUM_THREADS": "1"}),
+)
+"""Where operations are so small that a second thread may cost more than it gives."""
 OURS, OURS_BF16 = Arm("lmlab", "ours"), Arm("lmlab bf16", "ours", {"precision": "bf16"})
 GENERATE = (
     Arm("transformers", "peers"),
@@ -51,12 +56,12 @@ def names(arms: tuple[Arm, ...]) -> tuple[str, ...]:
     return tuple(arm.name for arm in arms)
 
 
-def training(title, builder, sizes, bar, stretch=None, bf16=None) -> Workload:
+def training(title, builder, sizes, bar, stretch=None, bf16=None, peers=TORCH) -> Workload:
     """Float32 against the peer's float32; with `bf16`, its (bar, stretch) against the best of both."""
-    arms, rows = (OURS, *TORCH), [Row(title, OURS.name, names(TORCH), bar, stretch)]
+    arms, rows = (OURS, *peers), [Row(title, OURS.name, names(peers), bar, stretch)]
     if bf16:
         arms += (OURS_BF16, *TORCH_BF16)
-        rows.append(Row(f"{title}, bf16", OURS_BF16.name, names(TORCH + TORCH_BF16), *bf16))
+        rows.append(Row(f"{title}, bf16", OURS_BF16.name, names(peers + TORCH_BF16), *bf16))
     return Workload(builder, sizes, arms, tuple(rows))
 
 
@@ -69,14 +74,21 @@ def spread(workload: Workload) -> Workload:
 
 
 def translating(title: str, beam_size: int) -> Workload:
-    workload = training(title, "translate", {**PAIRS, **SENTENCES, "beam_size": beam_size}, 2.0)
-    return dataclasses.replace(workload, unit="call")
+    sizes = {**PAIRS, **SENTENCES, "beam_size": beam_size}
+    return dataclasses.replace(training(title, "translate", sizes, 2.0, peers=TORCH_SMALL), unit="call")
 
 
 SMALL = {"num_layers": 4, "num_heads": 4, "d_model": 128, "context": 64, "batch_size": 12}
 LARGE = {"num_layers": 6, "num_heads": 6, "d_model": 384, "context": 256, "batch_size": 8}
 RECURRENT = {"d_model": 256, "batch_size": 32, "context": 64}
-NAMES = {"vocab_size": 27, "context": 3, "d_embed": 10, "hidden": 200, "num_examples": 182_625}
+NAMES = {
+    "vocab_size": 27,
+    "context": 3,
+    "d_embed": 10,
+    "hidden": 200,
+    "num_examples": 182_625,
+    "batch_size": 512,
+}
 TIED = {
     "vocab_size": 33_278,
     "d_model": 200,
@@ -96,7 +108,7 @@ WORKLOADS = {
     "gpt_dropout": training("GPT 6/6/384 with dropout 0.2", "gpt", {**LARGE, "dropout": 0.2}, 1.0),
     "gru": training("GRU 256, batch 32, 64 steps", "recurrent", {**RECURRENT, "cell": "gru"}, 1.8, 2.4),
     "lstm": training("LSTM 256, batch 32, 64 steps", "recurrent", {**RECURRENT, "cell": "lstm"}, 1.0, 1.3),
-    "names_mlp": training("MLP 3 x 10-200 over names, batch 512", "nplm", {**NAMES, "batch_size": 512}, 1.0),
+    "names_mlp": training("MLP 3 x 10-200 over names, batch 512", "nplm", NAMES, 1.0, peers=TORCH_SMALL),
     "lstm_tied": training("LSTM 2/200 tied, 33,278 words, batch 20, 35 steps", "carried", TIED, 1.0),
     "seq2seq": training(
         "LSTMs 256 with attention, 4,000 tokens, batch 128, 16 to 16 steps",
