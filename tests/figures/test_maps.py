@@ -1,5 +1,7 @@
 import itertools
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
