@@ -83,7 +83,8 @@ def ours(spec: str) -> tuple[float, float]:
 def record(architecture: str, workers: int, found: list[dict[str, float]]) -> dict:
     """What README's table is made of: the rates of both sides, run by run."""
     ratio = protocol.spread([each["ours_words_per_second"] / each["words_per_second"] for each in found])
-    row = {"title": f"{architecture} over WikiText-2", "unit": "epoch", "ours": "lmlab", "ratio": ratio}
+    title = f"word vectors by {architecture}, an epoch of WikiText-2"
+    row = {"title": title, "unit": "epoch", "ours": "lmlab", "ratio": ratio}
     row |= {"peer": f"gensim, {workers} threads", "bar": 1.0, "met": ratio["median"] >= 1.0}
     return {"rows": [row], "runs": found, **protocol.machine()}
 
@@ -95,7 +96,9 @@ def main(argv=None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--architecture", choices=("skipgram", "cbow"), default="skipgram")
-    parser.add_argument("--seeds", type=protocol.count, default=3, help="how many runs of gensim, seeds from 1")
+    parser.add_argument(
+        "--seeds", type=protocol.count, default=3, help="how many runs of gensim, seeds from 1"
+    )
     parser.add_argument("--workers", type=int, default=2, help="gensim's threads")
     parser.add_argument("--ours", action="store_true", help="time an epoch of ours after each of them")
     parser.add_argument("--busy", action="store_true", help="time it although other programs run")

@@ -17,6 +17,7 @@ from lmlab.layers.dropout import Dropout, Rate, check_rate
 from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import LSTMCarry, Weights, lstm
 from lmlab.layers.scores import Attention
+from lmlab.layers.transformer import layer_norm
 from lmlab.tasks import Batch, cross_entropy
 
 
@@ -35,8 +36,10 @@ class Captioner(nn.Module):
     2015, eq. 1 to 7, 13 and section 4.2.1).
 
     a: the features of L locations in rows from the top left, by convolutions of 3 x 3 with ReLU, of widths `features`;
-    the mean over squares of 2 x 2 follows each of the first `halvings`. The last has a bias for each location, so that
-    features tell where they are: its windows, unlike VGG's, do not span the image. Dropout falls on E y and before L_o.
+    the mean over squares of 2 x 2 follows each of the first `halvings`. Before the last ReLU the features of a location
+    are normalized (Ba et al. 2016): features that learn with the rest begin small, and attention to them even. Then
+    comes a bias for each location, so that they tell where they are: their windows, unlike VGG's, do not span the
+    image. Dropout falls on E y and before L_o.
     """
 
     vocab_size: int
@@ -74,6 +77,7 @@ class Captioner(nn.Module):
         last = len(self.features) - 1
         self.convolutions = [conv(width, use_bias=i < last) for i, width in enumerate(self.features)]
         shape = tuple(side // 2 ** min(self.halvings, last) for side in self.image_shape)
+        self.norm = layer_norm(use_bias=False)
         self.place = self.param("place", nn.initializers.zeros, (*shape, self.features[-1]))
         self.first = Dense(2 * self.d_model)
         # tanh is made again for the gradient: to keep B L A of them for each word costs a CPU several times as much.
@@ -94,7 +98,7 @@ class Captioner(nn.Module):
         x = with_channels(image)
         for i, layer in enumerate(self.convolutions):
             x = layer(x)
-            x = nn.relu(x if i < len(self.features) - 1 else x + self.place[None])
+            x = nn.relu(x if i < len(self.features) - 1 else self.norm(x) + self.place[None])
             x = mean_pool(x) if i < self.halvings else x
         return x.reshape(len(x), -1, x.shape[-1])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import workloads
+from benchmarks import word_vectors, workloads
 from lmlab import config as configs
 from lmlab.decoding.translate import Translator
 from lmlab.models.seq2seq import Seq2Seq
@@ -143,3 +143,11 @@ def test_hypotheses_of_translation(translators, rows, beam_size, penalty):
         np.testing.assert_allclose([answer.score for answer in answers], scores, atol=1e-4)
         ended += sum(ids[-1] == translation.END and len(ids) < 6 for ids, _ in found)
     assert 0 < ended < 20 * beam_size, "some sentences end, some do not"
+
+
+def test_word_vectors_are_a_row_of_the_table():
+    rates = [{"words_per_second": 100.0, "ours_words_per_second": value} for value in (80.0, 120.0, 130.0)]
+    record = word_vectors.record("cbow", 2, rates)
+    (row,) = record["rows"]
+    assert row["ratio"]["median"] == 1.2 and row["met"] and row["peer"] == "gensim, 2 threads"
+    assert record["runs"] == rates and record["machine"]["cores"] > 0
