@@ -330,7 +330,7 @@ def test_a_variant_trains(path, variant, tmp_path):
     both = f"{variant},demo"
     short = {"duration": "2 steps", "log_every": "1", "evaluate_every": "0", "checkpoint.every": "1"}
     overrides = small(path, both) | short
-    config, module = configs.load(f"{path}:{both}", overrides)
+    config, _ = configs.load(f"{path}:{both}", overrides)
     demo, _ = configs.load(f"{path}:demo", small(path, "demo") | short)
     if all(key.startswith("optimizer.") for key in configs.difference(demo, config)):
         return
