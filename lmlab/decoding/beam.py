@@ -10,7 +10,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from lmlab.decoding.sampling import log_prob_and_entropy
+from lmlab.decoding.sampling import log_total_and_entropy
 
 PyTree = Any
 
@@ -70,24 +70,27 @@ def _search(step, cache, prompts, length_penalty, *, beam_size, max_tokens, end)
         before = lax.dynamic_index_in_dim(found.tokens, jnp.maximum(t - 1, 0), 2, keepdims=False)
         before = jnp.where(t == 0, prompts[:, -1:], before)
         logits, cache = step(cache, before.reshape(-1))
-        logs, entropy = log_prob_and_entropy(logits.reshape(batch, k, -1))
+        logits = logits.reshape(batch, k, -1)
+        log_total, entropy = log_total_and_entropy(logits)
         done = _done(t, before, end)
+        # The K best of all are among the K best of each.
+        each, tokens = lax.top_k(logits, min(k, logits.shape[-1]))
+        logs = each - log_total[..., None]
         if end is not None:  # a finished hypothesis goes on with its end alone, for nothing
-            only = jnp.where(jnp.arange(logs.shape[-1]) == end, 0.0, -jnp.inf)
-            logs = jnp.where(done[..., None], only, logs)
+            alone = jnp.where(jnp.arange(logs.shape[-1]) == 0, 0.0, -jnp.inf)
+            logs = jnp.where(done[..., None], alone, logs)
+            tokens = jnp.where(done[..., None], end, tokens)
         lengths = found.lengths + ~done
         penalty = ((5.0 + lengths) / 6.0) ** length_penalty
         ranks = (total[..., None] + logs) / penalty[..., None]
-        # The K best of all are among the K best of each.
-        each, tokens = lax.top_k(ranks, min(k, ranks.shape[-1]))
-        scores, places = lax.top_k(each.reshape(batch, -1), k)
-        parent = places // each.shape[-1]
+        scores, places = lax.top_k(ranks.reshape(batch, -1), k)
+        parent = places // logs.shape[-1]
 
         def take(array):
             return jnp.take_along_axis(array, parent.reshape(parent.shape + (1,) * (array.ndim - 2)), 1)
 
         token = jnp.take_along_axis(tokens.reshape(batch, -1), places, 1).astype(found.tokens.dtype)
-        log_prob = jnp.take_along_axis(take(logs), token[..., None], 2)[..., 0]
+        log_prob = jnp.take_along_axis(logs.reshape(batch, -1), places, 1)
         was_done, new = take(done), jax.tree.map(take, found._replace(lengths=lengths))
         found = Hypotheses(
             new.tokens.at[..., t].set(token),

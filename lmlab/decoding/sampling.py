@@ -81,8 +81,8 @@ def decode(
         logits, cache = step(cache, tokens[t - 1])
         chosen = choose(t, logits).astype(prompts.dtype)
         reading, writing = t < lengths, (t >= lengths) & ~done
-        logs, entropy = log_prob_and_entropy(logits)
-        log_prob = jnp.take_along_axis(logs, chosen[:, None], axis=-1)[:, 0]
+        total, entropy = log_total_and_entropy(logits)
+        log_prob = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0] - total
         token = jnp.where(reading, forced[t], jnp.where(writing, chosen, filler))
         done = done | (t + 1 >= lengths + max_tokens)
         if end is not None:
@@ -101,10 +101,18 @@ def decode(
     return Decoded(tokens.T, log_probs.T, ends, entropies.T)
 
 
-def log_prob_and_entropy(logits: Float[Array, "*B V"]) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
-    """(log p, -sum p log p) of the softmax of logits, -inf among them."""
-    logs = jax.nn.log_softmax(logits)
-    return logs, -jnp.sum(jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0), axis=-1)
+def log_total_and_entropy(logits: Float[Array, "*B V"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """(log sum exp l, -sum p log p) with p = softmax(l), of which some may be -inf: log p is l less the first.
+
+    In one reading of the logits; log_softmax would write as many numbers again.
+    """
+    most = jnp.max(logits, axis=-1, keepdims=True)
+    below = logits - most
+    parts = jnp.exp(below)
+    total = jnp.sum(parts, axis=-1)
+    log_total = jnp.log(total)
+    mean = jnp.sum(jnp.where(parts > 0, parts * below, 0), axis=-1) / total
+    return most[..., 0] + log_total, log_total - mean
 
 
 def sample(
