@@ -1,6 +1,8 @@
-"""The captioner against its equations written out in NumPy, step by step, padded, and with an image that is learnt."""
+"""The captioner against its equations written out in NumPy, step by step and padded; where it looks; its experiment."""
 
 import functools
+from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -8,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
+import lmlab
 from lmlab.decoding import beam
+from lmlab.decoding.translate import Answer
+from lmlab.experiment import load_module
 from lmlab.models.captioner import Caption, Captioner, doubly_stochastic
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+PAPER = Path(__file__).parents[2] / "experiments" / "captioner.py"
 TINY = dict(image_shape=(8, 12), features=(4, 5, 6), halvings=2, d_embed=7, d_model=8, d_attention=9)
 
 
@@ -255,3 +262,83 @@ def test_a_wrong_image_and_a_wrong_penalty_are_refused(model, variables):
         model.begin(variables, images(1)[:, :, :8])
     with pytest.raises(ValueError, match="penalty must be at least 0, received -1"):
         Caption(model, -1)
+
+
+# -- the experiment ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return load_module(PAPER)
+
+
+def test_a_cell_counts_by_its_part_within_the_box(paper):
+    """Against pixels: weights spread over the pixels of their cells, and summed over those of the box."""
+    rng = np.random.default_rng(0)
+    low, side = rng.integers(0, 8, (5, 2, 2)), rng.integers(0, 9, (5, 2, 2))
+    boxes = np.concatenate([low, np.minimum(low + side, [8, 12])], axis=-1)
+    weights = softmax(rng.standard_normal((5, 3, 6)))
+    found = np.einsum("ntl,ndl->ndt", weights, paper.inside(boxes, (8, 12), (2, 3)))
+    pixels = np.kron(weights.reshape(5, 3, 2, 3), np.ones((4, 4)) / 16)
+    for n, d in np.ndindex(5, 2):
+        y0, x0, y1, x1 = boxes[n, d]
+        np.testing.assert_allclose(found[n, d], pixels[n, :, y0:y1, x0:x1].sum((1, 2)), atol=1e-6)
+
+
+def test_the_mass_is_that_at_the_word_of_the_digit(paper):
+    """Where a model looks at one cell for the k-th word, in the box or not, the mass says so."""
+    looked = np.zeros((2, 4, 4), np.float32)
+    looked[0, [0, 1, 2, 3], [3, 0, 3, 1]] = 1  # for the word at place 2, which is t = 1, at cell 0
+    looked[1, [0, 1, 2, 3], [0, 0, 2, 0]] = 1
+    image = np.zeros((2, 8, 8), np.uint8)
+    tokens = np.array([[1, 8, 5, 9, 2], [1, 8, 8, 5, 2]], np.int32)
+    data = SimpleNamespace(
+        references=lambda part: (image, [["a five"], ["a a five"]]),
+        arrays=lambda part: {
+            "boxes": np.array([[[0, 0, 4, 2], [4, 4, 8, 8]], [[0, 0, 4, 4], [0] * 4]]),
+            "named": np.array([[2, 3], [3, 0]], np.int32),
+            "tokens": tokens,
+        },
+    )
+    describer = SimpleNamespace(
+        model=SimpleNamespace(grid=(2, 2)),
+        answers=lambda variables, image, size: [[Answer(text, 0.0, tokens[0])] for text in ("a five", "a")],
+        weights=lambda *_: looked,
+    )
+    scalars, arrays = paper.Described(describer, data)({}, None)
+    assert scalars["exact"] == scalars["exact_beam"] == 0.5
+    # half of cell 0; all of cell 3; none of cell 2
+    np.testing.assert_allclose(scalars["mass"], (0.5 + 1 + 0) / 3)
+    np.testing.assert_allclose(scalars["mass_even"], (1 / 8 + 1 / 4 + 1 / 4) / 3)
+    moved = paper.by_distance(**arrays)
+    assert moved == {-2: 1, -1: 0, 0: 0.75, 1: 0, 2: 0}
+
+
+def test_a_folder_of_images_trains_and_tells(paper, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(20):
+        side = i % 2
+        picture = np.zeros((20, 30), np.uint8)
+        picture[:, 15 * side : 15 * side + 15] = rng.integers(150, 256, (20, 15))
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png\tBright on the {'right' if side else 'left'}.\n")
+    (tmp_path / "captions.tsv").write_text("".join(lines))
+    tiny = {"encoder.features": (8,), "encoder.halvings": 1, "data.size": (4, 8), "batch_size": 8}
+    tiny |= {f"model.{width}": 8 for width in ("d_embed", "d_model", "d_attention")}
+    short = {
+        "duration": "60 steps",
+        "evaluate_every": "0",
+        "optimizer.learning_rate": 2e-2,
+        "parallel.data": 1,
+    }
+    overrides = {"data.path": str(tmp_path), **tiny, **short}
+    run = lmlab.train(f"{PAPER}:folder,cpu", tmp_path / "run", overrides)
+    scores = run.evaluate()
+    assert scores["captions/exact"] == scores["captions/exact_beam"] == 1 and scores["captions/bleu"] > 99
+    assert "captions/mass" not in scores
+    told = run.sample(image=[str(tmp_path / "0.png"), str(tmp_path / "1.png")])
+    best = [text.splitlines()[1].split("  ")[1] for text in told.texts]
+    assert best == ["bright on the left .", "bright on the right ."]
+    with pytest.raises(ValueError, match=r"no image 'none\.png'"):
+        run.sample(image=str(tmp_path / "none.png"))
