@@ -35,9 +35,8 @@ from lmlab.data import captions, scenes
 from lmlab.data.captions import Captions
 from lmlab.data.images import scaled
 from lmlab.data.scenes import Scenes
-from lmlab.data.tokenizers import WordTokenizer, special
-from lmlab.decoding import beam
-from lmlab.decoding.translate import Answer
+from lmlab.data.tokenizers import WordTokenizer
+from lmlab.decoding.translate import Answer, Translator
 from lmlab.evaluation import bleu
 from lmlab.evaluation.likelihood import Likelihood
 from lmlab.experiment import Experiment, Samples, Target
@@ -146,32 +145,22 @@ class Describer:
     """Captions of images by a model. most: words of a caption, its end among them."""
 
     def __init__(self, model: Captioner, tokenizer: WordTokenizer, most: int):
-        self.model, self.tokenizer, self.most = model, tokenizer, most
-        self.start, self.end = (special(tokenizer, name) for name in ("<start>", "<end>"))
-        self._begin, self._weights = jax.jit(model.begin), jax.jit(model.weights)
+        self.model, self.tokenizer = model, tokenizer
+        self.translator = Translator(model, tokenizer, None, most)
+        self._weights = jax.jit(model.weights)
 
     def answers(
         self, variables, image: UInt8[np.ndarray, "N H W"], beam_size: int = 1, length_penalty: float = 0.0
     ) -> list[list[Answer]]:
         """The n-best list of each image."""
-        found = []
-        for _, batch in batches(image):
-            step, cache = self._begin(variables, batch)
-            prompts = jnp.full((len(batch), 1), self.start, jnp.int32)
-            best = beam.search(step, cache, prompts, beam_size, self.most, self.end, length_penalty)
-            best = jax.device_get(best)
-            for row in range(len(batch)):
-                each = zip(best.tokens[row], best.lengths[row], best.scores[row], strict=True)
-                found.append([self._answer(*one) for one in each if np.isfinite(one[2])])
-        return found
-
-    def _answer(self, tokens, length, score):
-        ids = np.concatenate([[self.start], tokens[:length]]).astype(np.int32)
-        return Answer(self.read(ids), float(score), ids)
+        options = (beam_size, length_penalty)
+        return [
+            best for _, batch in batches(image) for best in self.translator.best(variables, batch, *options)
+        ]
 
     def read(self, ids: Int[np.ndarray, "N"]) -> str:
         """The words after <start>, up to the end or to padding."""
-        over = (ids == self.end) | (ids == 0)
+        over = (ids == self.translator.end) | (ids == 0)
         return self.tokenizer.decode(ids[np.cumsum(over) == 0][1:])
 
     def weights(
@@ -265,7 +254,7 @@ def sampler(describer, data):
         """
         files = [image] if isinstance(image, str) else list(image)
         if any(files):
-            shown = np.stack([captions._image(Path(file), describer.model.image_shape) for file in files])
+            shown = np.stack([captions.read_image(Path(file), describer.model.image_shape) for file in files])
             above = files
         else:
             shown, told = data.references("test")

@@ -99,7 +99,7 @@ class Captions:
             try:
                 name, caption = _pair(fields)
                 if name not in images:
-                    images[name] = _image(folder / name, self.size)
+                    images[name] = read_image(folder / name, self.size)
                 captions.setdefault(name, []).append(caption)
             except ValueError as error:
                 self.dropped.append(f"{file.name}:{line}: {error}")
@@ -157,7 +157,7 @@ def _pair(fields: list[str]) -> tuple[str, str]:
     return name, caption
 
 
-def _image(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W]; ValueError where there is none."""
     from PIL import Image, ImageOps
 

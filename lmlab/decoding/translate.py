@@ -29,12 +29,14 @@ class Answer(NamedTuple):
 
 
 class Translator:
-    """model: with `begin`. tokenizer: of the target. encode: sentences to rows of ids, 0 behind them.
+    """model: with `begin`. tokenizer: of the target. most: tokens of an answer.
 
-    most: tokens of an answer.
+    encode: sentences to rows of ids, 0 behind them, for whole files.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, encode: Callable[[Sequence[str]], Any], most: int = 100):
+    def __init__(
+        self, model: Any, tokenizer: Any, encode: Callable[[Sequence[str]], Any] | None, most: int = 100
+    ):
         self.model, self.tokenizer, self.encode, self.most = model, tokenizer, encode, most
         self.start, self.end = map(tokenizer.specials.index, ("<start>", "<end>"))
         self._begin = jax.jit(model.begin)
@@ -51,17 +53,23 @@ class Translator:
         """The n-best list of each row, in their order; batches are of rows of like length."""
         found: list[list[Answer]] = [[]] * len(rows)
         for places, batch in _batches(rows, batch_size, progress):
-            step, cache = self._begin(variables, batch)
-            prompts = jnp.full((len(batch), 1), self.start, jnp.int32)
-            best = beam.search(step, cache, prompts, beam_size, self.most, self.end, length_penalty)
-            best = jax.device_get(best)
-            for row, place in enumerate(places):
-                found[place] = [
-                    self._answer(*hypothesis)
-                    for hypothesis in zip(best.tokens[row], best.lengths[row], best.scores[row], strict=True)
-                    if np.isfinite(hypothesis[2])
-                ]
+            best = self.best(variables, batch, beam_size, length_penalty)
+            for place, answers in zip(places, best, strict=False):  # a batch that was filled up is longer
+                found[place] = answers
         return found
+
+    def best(
+        self, variables, inputs: Any, beam_size: int = 1, length_penalty: float = 0.0
+    ) -> list[list[Answer]]:
+        """The n-best list of each row of one batch of what the model's `begin` takes."""
+        step, cache = self._begin(variables, inputs)
+        prompts = jnp.full((len(inputs), 1), self.start, jnp.int32)
+        found = beam.search(step, cache, prompts, beam_size, self.most, self.end, length_penalty)
+        found = jax.device_get(found)
+        rows = zip(found.tokens, found.lengths, found.scores, strict=True)
+        return [
+            [self._answer(*each) for each in zip(*row, strict=True) if np.isfinite(each[2])] for row in rows
+        ]
 
     def draws(self, variables, rows, key, **options) -> list[Answer]:
         """One answer a row, drawn by `sampling.sample` with its temperature, top_k, top_p and min_p."""
