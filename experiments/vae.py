@@ -54,6 +54,7 @@ def get_config(variant=""):
         checkpoint={"every": "20 %"},
         beta=1.0,
         conditional=False,
+        importance=(1, 5, 50, 500),  # draws of the bounds that `lmlab evaluate` tells
         model={"latent": 20, "hidden": (500,)},
         data={"name": "mnist", "tfds_dir": "", "pixels": "once", "pixels_seed": 0, "halved": False},
         optimizer={"name": "adam", "learning_rate": 1e-3},
@@ -112,7 +113,7 @@ def build(config, assets):
         evaluations={
             "validation": likelihood("validation"),
             "test": Pictures(task, test),
-            "importance": ImportanceWeighted(task.log_weight, test.data),
+            "importance": ImportanceWeighted(task.log_weight, test.data, config.importance),
         },
         sample=sampler(model),
         show=data.show_images,

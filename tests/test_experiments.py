@@ -28,8 +28,6 @@ pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "experiments").glob("*.py"))
-LONG = ("vae",)
-"""Networks of images, whose demos compile and train for minutes: `make test-all`."""
 TIERS = ("demo", "cpu")
 SMALL = {
     "duration": "20 steps",
@@ -50,16 +48,15 @@ SMALL = {
     "sizes": (2, 5),
     "draws": 2,
     "iterations": 3,
+    "importance": (1, 2),
     "restarts": 1,
     "tracks.length": 10,
 }
 
 
 def param(path: Path, *more: str):
-    """A case of a file, or of one of its variants: slow where the file is LONG."""
-    slow = path.stem in LONG and not more
-    name = "-".join([path.stem, *more])
-    return pytest.param(path, *more, id=name, marks=[pytest.mark.slow] if slow else [])
+    """A case of a file, or of one of its variants."""
+    return pytest.param(path, *more, id="-".join([path.stem, *more]))
 
 
 EACH = [param(path) for path in FILES]
