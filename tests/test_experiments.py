@@ -5,6 +5,7 @@ such leaves; it is cut off right after a save, and what it becomes after resumin
 straight run, bit by bit. (Processes are killed in test_checkpoint.py and test_chaos.py.)
 """
 
+import functools
 import json
 import types
 from pathlib import Path
@@ -45,6 +46,9 @@ SMALL = {
     "prior.num_heads": 1,
     "prior.d_model": 8,
     "data.context": 16,
+    "data.count": 200,
+    "encoder.features": (4, 8),
+    "model.d_embed": 8,
     "sizes": (2, 5),
     "draws": 2,
     "iterations": 3,
@@ -170,7 +174,13 @@ class Cut(Exception):
 @pytest.fixture(scope="module", params=EACH)
 def demo(request, tmp_path_factory):
     """(folder of the run killed and resumed, folder of the straight run, checkpoints when it was killed)."""
-    path, folder = request.param, tmp_path_factory.mktemp(request.param.stem)
+    # A fixture with parameters is made anew when another parameter's test comes between.
+    return trained(request.param, tmp_path_factory.getbasetemp())
+
+
+@functools.cache
+def trained(path, base):
+    folder = base / path.stem
     leaves = [f"--config.{key}={value}" for key, value in small(path, "demo").items()]
     command = ["train", f"--config={path}:demo", *leaves]
     killed, straight = folder / "killed", folder / "straight"

@@ -317,7 +317,7 @@ def test_a_misspelt_key_of_the_model(tmp_path):
         ("--checkpoint=latest", ["--checkpoint", "'latest'", "a step, or best"]),
         ("--checkpoint=7", ["no checkpoint of step 7; it has [", "2]"]),
         ("--temperatur=1", ["'temperatur'", "temperature"]),
-        ("--beam=4", ["'beam'", "--help"]),
+        ("--width=4", ["'width'", "--help"]),
     ],
 )
 def test_wrong_sampling_options(refused, runs, flag, told):

@@ -314,6 +314,7 @@ def test_the_mass_is_that_at_the_word_of_the_digit(paper):
     assert moved == {-2: 1, -1: 0, 0: 0.75, 1: 0, 2: 0}
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_trains_and_tells(paper, tmp_path):
     rng = np.random.default_rng(0)
     lines = []
