@@ -57,7 +57,7 @@ def get_config(variant=""):
     )
     if "demo" in parts:
         config.duration = "100 steps"
-        config.batch_size = config.data.points = 40
+        config.batch_size = config.data.points = 80
     return config
 
 
