@@ -69,16 +69,10 @@ def recurrent(*, context, batch_size, precision="float32", **sizes):
     return training(NextToken(RecurrentLM(VOCAB, **sizes)), source, precision, batch_size, clip=1.0)
 
 
-def resident(batch_size, **arrays) -> Resident:
-    num_examples = len(next(iter(arrays.values())))
-    return Resident(
-        data=jax.tree.map(jnp.asarray, arrays), num_examples=num_examples, batch_size=batch_size, seed=0
-    )
-
-
 def nplm(*, vocab_size, num_examples, batch_size, precision="float32", **sizes):
     model = NPLM(vocab_size, **sizes)
-    source = resident(batch_size, tokens=tokens(vocab_size, (num_examples, model.context + 1)))
+    rows = tokens(vocab_size, (num_examples, model.context + 1))
+    source = Resident.of({"tokens": rows}, batch_size, 0)
     return training(LastToken(model), source, precision, batch_size)
 
 
@@ -90,7 +84,7 @@ def carried(*, vocab_size, context, batch_size, precision="float32", **sizes):
 
 def seq2seq(*, vocab_size, length, num_examples, batch_size, precision="float32", **sizes):
     ids = tokens(vocab_size, (num_examples, 2 * length + 1), len(SPECIALS))
-    source = resident(batch_size, source=ids[:, :length], target=ids[:, length:])
+    source = Resident.of({"source": ids[:, :length], "target": ids[:, length:]}, batch_size, 0)
     task = NextTargetToken(Seq2Seq(vocab_size, vocab_size, **sizes))
     return training(task, source, precision, batch_size, clip=1.0)
 

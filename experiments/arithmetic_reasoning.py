@@ -35,6 +35,7 @@ from jax.tree_util import Partial
 from lmlab import config as configs
 from lmlab.data import reasoning
 from lmlab.data.problems import Problems
+from lmlab.data.tokenizers import padded
 from lmlab.decoding import sampling
 from lmlab.decoding.translate import Translator
 from lmlab.evaluation.likelihood import Likelihood
@@ -125,16 +126,6 @@ def build(config, assets):
             variables, problems.sources(questions), batch_size=256
         )
 
-    def source():
-        data = jax.tree.map(jnp.asarray, arrays("train"))
-        return Resident(
-            data=data,
-            num_examples=len(next(iter(data.values()))),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            grouped=True,
-        )
-
     def sample(variables, key, *, question: str = "Calculate 12 + 30.") -> Samples:
         """The answer to a question, letter by letter, the likeliest each.
 
@@ -153,7 +144,7 @@ def build(config, assets):
     return Experiment(
         task=task,
         optimizer=functools.partial(optimizer.build, **config.optimizer),
-        train_data=source,
+        train_data=lambda: Resident.of(arrays("train"), config.batch_size, config.seed, grouped=True),
         evaluations={
             "validation": Likelihood(task, lambda: arrays("validation"), 250),
             **{part: ByFamily(answer, functools.partial(problems.part, part)) for part in PARTS},
@@ -184,9 +175,7 @@ def continued(model, problems, variables, questions) -> list[str]:
         some = questions[begin : begin + 250]
         rows = [[*problems.tokenizer.encode(question), problems.start] for question in some]
         lengths = np.array([len(row) for row in rows], np.int32)
-        prompts = np.zeros((len(rows), reasoning.QUESTION + 1), np.int32)
-        for row, ids in zip(prompts, rows, strict=True):
-            row[: len(ids)] = ids
+        prompts = padded(rows, reasoning.QUESTION + 1)
         cache = model.start(len(rows), reasoning.QUESTION + reasoning.ANSWER + 1)
         step, key = Partial(model.step, variables), jax.random.key(0)
         drawn = sampling.sample(
@@ -250,18 +239,7 @@ def figures(runs):
     networks = {name: members for name, members in networks.items() if members}
     label = {"label": lambda run: run.config.network} if len(networks) > 1 else {}
     drawn = {"loss": curves.loss(runs, **label)}
-    for part in PARTS:
-        evaluated = {name: [run for run in members if has(run, part)] for name, members in networks.items()}
-        if any(evaluated.values()):
-            drawn[part] = shares({name: members for name, members in evaluated.items() if members}, part)
-    return drawn
-
-
-def has(run, name) -> bool:
-    try:
-        return bool(len(run.arrays(name)))
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
+    return drawn | {part: shares(networks, part) for part in PARTS}
 
 
 def shares(networks, part):

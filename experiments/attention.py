@@ -121,12 +121,7 @@ def build(config, assets):
     return Experiment(
         task=Regress(model),
         optimizer=functools.partial(optimizer.build, **config.optimizer),
-        train_data=lambda: Resident(
-            data=jax.tree.map(jnp.asarray, known),
-            num_examples=config.data.points,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        ),
+        train_data=lambda: Resident.of(known, config.batch_size, config.seed),
         evaluations={"grid": Grid(model), "equalities": Equalities()},
         show=lambda batch: Samples([f"{x:.3f} {y:.3f}" for x, y in zip(batch["x"], batch["y"], strict=True)]),
         dynamic=("optimizer.learning_rate",),

@@ -81,12 +81,6 @@ def build(config, assets):
     def of(part):
         return rows(corpus.sequences(part), model.context, end)
 
-    def source():
-        tokens = jnp.asarray(of("train"))
-        return Resident(
-            data={"tokens": tokens}, num_examples=len(tokens), batch_size=config.batch_size, seed=config.seed
-        )
-
     def likelihood(network, part):
         return Likelihood(
             Network(task, network), lambda: {"tokens": of(part)}, 4096, held_out=part == "test", bits=True
@@ -106,7 +100,7 @@ def build(config, assets):
         step=functools.partial(
             both, Network(task, "autodiff"), Network(task, "by_hand"), by_hand.Adam(**options)
         ),
-        train_data=source,
+        train_data=lambda: Resident.of({"tokens": of("train")}, config.batch_size, config.seed),
         evaluations={
             "validation": likelihood("by_hand", "validation"),
             "autodiff": likelihood("autodiff", "validation"),

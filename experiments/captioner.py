@@ -107,19 +107,8 @@ def build(config, assets):
     def arrays(part):
         return {name: values for name, values in data.arrays(part).items() if name in ("image", "tokens")}
 
-    def source():
-        held = jax.tree.map(jnp.asarray, arrays("train"))
-
-        def take(held, indices, epoch, seed):
-            return scaled(rows(held, indices, epoch))
-
-        return Resident(
-            data=held,
-            num_examples=len(held["tokens"]),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            take=take,
-        )
+    def take(held, indices, epoch, seed):
+        return scaled(rows(held, indices, epoch))
 
     def likelihood(part):
         return Likelihood(task, lambda: scaled(arrays(part)), BATCH, held_out=part == "test")
@@ -127,7 +116,7 @@ def build(config, assets):
     return Experiment(
         task=task,
         optimizer=functools.partial(optimizer.build, **config.optimizer),
-        train_data=source,
+        train_data=lambda: Resident.of(arrays("train"), config.batch_size, config.seed, take=take),
         evaluations={
             "validation": likelihood("validation"),
             "test": likelihood("test"),

@@ -20,7 +20,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmlab import config as configs
@@ -135,9 +134,7 @@ def shares(variables):
 
 def every(rows, seed):
     """All rows in each batch."""
-    return Resident(
-        data={"tokens": jnp.asarray(rows)}, num_examples=len(rows), batch_size=len(rows), seed=seed
-    )
+    return Resident.of({"tokens": rows}, len(rows), seed)
 
 
 class Counted:

@@ -99,12 +99,6 @@ def build(config, assets):
     def of(part):
         return rows(corpus.sequences(part), model.context, end)
 
-    def source():
-        tokens = jnp.asarray(of("train"))
-        return Resident(
-            data={"tokens": tokens}, num_examples=len(tokens), batch_size=config.batch_size, seed=config.seed
-        )
-
     def likelihood(part):
         return Likelihood(task, lambda: {"tokens": of(part)}, 4096, held_out=part == "test", bits=True)
 
@@ -115,7 +109,7 @@ def build(config, assets):
     return Experiment(
         task=task,
         optimizer=functools.partial(optimizer.build, **config.optimizer),
-        train_data=source,
+        train_data=lambda: Resident.of({"tokens": of("train")}, config.batch_size, config.seed),
         evaluations={part: likelihood(part) for part in ("validation", "test")},
         sample=line_sampler(following, model.context, tokenizer),
         dynamic=("optimizer.learning_rate", "optimizer.weight_decay"),

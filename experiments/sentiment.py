@@ -75,12 +75,6 @@ def build(config, assets):
         assets.get("vectors.json", lambda: coverage(vectors, found(), reviews))
         start = functools.partial(begin_from, found)
 
-    def source():
-        arrays = jax.tree.map(jnp.asarray, reviews.arrays("train"))
-        return Resident(
-            data=arrays, num_examples=len(arrays["label"]), batch_size=config.batch_size, seed=config.seed
-        )
-
     def show(batch):
         lines = zip(batch["label"], batch["tokens"], strict=True)
         return Samples([f"{KINDS[label]}: {reviews.tokenizer.decode(row[row > 0])}" for label, row in lines])
@@ -88,7 +82,7 @@ def build(config, assets):
     return Experiment(
         task=task,
         optimizer=functools.partial(optimizer.build, **config.optimizer),
-        train_data=source,
+        train_data=lambda: Resident.of(reviews.arrays("train"), config.batch_size, config.seed),
         evaluations={
             part: Likelihood(task, functools.partial(reviews.arrays, part), 256, held_out=part == "test")
             for part in ("validation", "test")

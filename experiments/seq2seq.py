@@ -142,29 +142,20 @@ def sweep():
 
 
 def opened(config, assets):
-    """The pairs that the config names."""
+    """(translator, pairs) that the config names."""
+    if config.decoding.most < 1:
+        raise ValueError(f"decoding.most: received {config.decoding.most}; allowed: at least 1")
     options = dict(config.data)
-    return Rearranged(**options) if "kind" in options else Pairs(assets=assets, **options)
+    pairs = Rearranged(**options) if "kind" in options else Pairs(assets=assets, **options)
+    of_source, of_target = pairs.tokenizers
+    model = Seq2Seq(of_source.vocab_size, of_target.vocab_size, **config.model)
+    return Translator(model, of_target, pairs.encode_sources, config.decoding.most), pairs
 
 
 def build(config, assets):
-    pairs = opened(config, assets)
-    of_source, of_target = pairs.tokenizers
-    model = Seq2Seq(of_source.vocab_size, of_target.vocab_size, **config.model)
+    translator, pairs = opened(config, assets)
+    model, (of_source, of_target) = translator.model, pairs.tokenizers
     task = Narrowed(NextTargetToken(model), ("source", "target"), config.widths)
-    if config.decoding.most < 1:
-        raise ValueError(f"decoding.most: received {config.decoding.most}; allowed: at least 1")
-    translator = Translator(model, of_target, pairs.encode_sources, config.decoding.most)
-
-    def source():
-        arrays = jax.tree.map(jnp.asarray, pairs.arrays("train", by_length=True))
-        return Resident(
-            data=arrays,
-            num_examples=len(arrays["source"]),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            grouped=True,
-        )
 
     evaluations = {
         part: Likelihood(
@@ -190,7 +181,9 @@ def build(config, assets):
     return Experiment(
         task=task,
         optimizer=functools.partial(optimizer.build, **config.optimizer),
-        train_data=source,
+        train_data=lambda: Resident.of(
+            pairs.arrays("train", by_length=True), config.batch_size, config.seed, grouped=True
+        ),
         evaluations=evaluations,
         sample=sampler(translator, pairs),
         show=show,
@@ -263,9 +256,12 @@ def sampler(translator, pairs):
         texts = ["\n".join(f"{each.score:.3f}  {each.text}" for each in best) for best in found]
         pictures, frames = {}, None
         if translator.model.attention != "none":
-            for number, (row, best) in enumerate(zip(rows, found, strict=True), 1):
-                pictures[f"alignment-{number}"] = aligned(translator, pairs, variables, row, best[0].ids)
-            frames = maps.decoding(*matrix(translator, pairs, variables, rows[0], found[0][0].ids))
+            looks = [
+                matrix(translator, pairs, variables, row, best[0].ids)
+                for row, best in zip(rows, found, strict=True)
+            ]
+            pictures = {f"alignment-{number}": maps.alignment(*each) for number, each in enumerate(looks, 1)}
+            frames = maps.decoding(*looks[0])
         return Samples(texts=texts, figures=pictures, frames=frames)
 
     return sample
@@ -294,10 +290,6 @@ def matrix(translator, pairs, variables, row, ids):
     return np.asarray(weights), tokens(pairs.tokenizers[1], ids[1:]), tokens(pairs.tokenizers[0], row)
 
 
-def aligned(translator, pairs, variables, row, ids):
-    return maps.alignment(*matrix(translator, pairs, variables, row, ids))
-
-
 # -- figures -----------------------------------------------------------------------------------------
 
 
@@ -305,14 +297,12 @@ def figures(runs):
     arms = {name: [run for run in runs if arm(run) == name] for name in dict.fromkeys(map(arm, runs))}
     label = {"label": arm} if len(arms) > 1 else {}
     drawn = {"loss": curves.loss(runs, **label), "influence": influences(arms)}
-    with_lengths = {name: of for name, of in arms.items() if all("lengths" in evaluated(run) for run in of)}
-    if with_lengths:
-        drawn["lengths"] = by_length(with_lengths, "lengths", EDGES)
-    with_bleu = {name: of for name, of in arms.items() if all("translation" in evaluated(run) for run in of)}
-    if with_bleu:
-        drawn["bleu"] = by_length(with_bleu, "translation", (0, 3, 4, 5, 6, 7, 8, 9, 10))
-    if len(with_bleu) > 1:
-        drawn["difference"] = difference(with_bleu)
+    if not any("kind" in run.config.data for run in runs):
+        drawn["bleu"] = by_length(arms, "translation", (0, 3, 4, 5, 6, 7, 8, 9, 10))
+        if all(run.config.data.join for run in runs):
+            drawn["lengths"] = by_length(arms, "lengths", EDGES)
+        if len(arms) > 1:
+            drawn["difference"] = difference(arms)
     if len(runs) == 1 and runs[0].config.model.attention != "none":
         drawn |= alignments(runs[0])
     return drawn
@@ -323,46 +313,23 @@ def arm(run) -> str:
     return "no attention" if model.attention == "none" else f"{model.attention}, {model.score}"
 
 
-def evaluated(run):
-    """Names of the evaluations whose arrays a run has kept at its newest checkpoint."""
-    return [name for name in ("translation", "lengths") if has(run, name)]
-
-
-def has(run, name) -> bool:
-    try:
-        run.arrays(name)
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
-    return True
-
-
-def parts_of(run):
-    """(translator, pairs, variables) of a run."""
-    pairs = opened(run.config, run.assets)
-    model = Seq2Seq(*(each.vocab_size for each in pairs.tokenizers), **run.config.model)
-    translator = Translator(model, pairs.tokenizers[1], pairs.encode_sources, run.config.decoding.most)
-    return translator, pairs, run.variables
-
-
-def some_sources(run) -> list[str]:
+def some_sources(pairs) -> list[str]:
     """A few sentences to look at: French ones, or those of the data where it has none."""
-    pairs = opened(run.config, run.assets)
-    if isinstance(pairs, Pairs) and run.config.data.path:
+    if isinstance(pairs, Pairs) and pairs.path:
         return list(SENTENCES)
     return [source for source, _ in pairs.examples("validation")[:3]]
 
 
 def alignments(run):
-    translator, pairs, variables = parts_of(run)
-    drawn, sources = {}, some_sources(run)
-    rows = pairs.encode_sources(sources)
+    (translator, pairs), variables = opened(run.config, run.assets), run.variables
+    drawn, rows = {}, pairs.encode_sources(some_sources(pairs))
     answers = [best[0] for best in translator.answers(variables, rows)]
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
-        drawn[f"alignment_{number}"] = aligned(translator, pairs, variables, row, answer.ids)
-    if isinstance(pairs, Pairs) and run.config.data.path:
+        drawn[f"alignment_{number}"] = maps.alignment(*matrix(translator, pairs, variables, row, answer.ids))
+    if isinstance(pairs, Pairs) and pairs.path:
         row = pairs.encode_sources(FORCED[:1])[0]
         ids = forced(translator, pairs, variables, row, FORCED[1]).ids
-        drawn["alignment_forced"] = aligned(translator, pairs, variables, row, ids)
+        drawn["alignment_forced"] = maps.alignment(*matrix(translator, pairs, variables, row, ids))
     return drawn
 
 
@@ -372,10 +339,10 @@ def influences(arms):
     for color, marker, (name, runs) in zip(style.COLORS, style.MARKERS, arms.items(), strict=False):
         means = []
         for run in runs:
-            translator, pairs, variables = parts_of(run)
+            translator, pairs = opened(run.config, run.assets)
             arrays = {key: jnp.asarray(ids[:64]) for key, ids in pairs.arrays("validation").items()}
             norms = np.asarray(
-                jax.jit(functools.partial(influence, translator.model))(variables, *arrays.values())
+                jax.jit(functools.partial(influence, translator.model))(run.variables, *arrays.values())
             )
             lengths = (arrays["source"] > 0).sum(1)[:, None, None]
             t, s = np.arange(norms.shape[1])[None, :, None], np.arange(norms.shape[2])[None, None]

@@ -120,6 +120,13 @@ class Resident(Source):
     data: PyTree
     take: Callable[[PyTree, Any, Any, Any], PyTree] = rows
 
+    @classmethod
+    def of(cls, data: PyTree, batch_size: int, seed: Any, **options) -> "Resident":
+        """Of all the rows of arrays, which need not be on the device yet."""
+        data = jax.tree.map(jnp.asarray, data)
+        count = len(jax.tree.leaves(data)[0])
+        return cls(data=data, num_examples=count, batch_size=batch_size, seed=seed, **options)
+
     def batch(self, data: PyTree, step, shard: Any = 0, num_shards: int = 1) -> PyTree:
         epoch, indices = self.indices(step, shard, num_shards)
         return self.take(data, indices, epoch, self.seed)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lmlab.data import locate, text, written
-from lmlab.data.tokenizers import BPETokenizer, Tokenizer, special, tokenizer_from_json
+from lmlab.data.tokenizers import BPETokenizer, Tokenizer, padded, special, tokenizer_from_json
 from lmlab.experiment import Assets
 
 PARTS = ("train", "validation", "test")
@@ -347,11 +347,7 @@ def _lines_of(file: Path) -> list[str]:
 def _rows(tokenizer: Tokenizer, sentences: Sequence[str], *first: str) -> Int[np.ndarray, "N _"]:
     """The ids of the specials `first`, of each sentence and of <end>; <pad>s behind."""
     start, end = [special(tokenizer, name) for name in first], special(tokenizer, "<end>")
-    found = [[*start, *tokenizer.encode(sentence), end] for sentence in sentences]
-    rows = np.full((len(found), max(map(len, found), default=0)), special(tokenizer, "<pad>"), np.int32)
-    for row, ids in zip(rows, found, strict=True):
-        row[: len(ids)] = ids
-    return rows
+    return padded([[*start, *tokenizer.encode(sentence), end] for sentence in sentences])
 
 
 def _told(dropped: dict[str, Dropped]) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from lmlab.data import reasoning
 from lmlab.data.reasoning import ALPHABET, ANSWER, FAMILIES, QUESTION
-from lmlab.data.tokenizers import CharTokenizer, special
+from lmlab.data.tokenizers import CharTokenizer, padded, special
 
 SPECIALS = ("<pad>", "<start>", "<end>")
 SPLITS = {"train": "train", "validation": "interpolate", "test": "interpolate", "extrapolate": "extrapolate"}
@@ -95,12 +95,10 @@ class Problems:
         return special(self.tokenizer, "<end>")
 
     def _rows(self, ids, length):
-        rows = np.zeros((len(ids), length), np.int32)
-        for row, each in zip(rows, ids, strict=True):
-            if len(each) > length:
-                raise ValueError(
-                    f"{self.tokenizer.decode(np.array(each))!r} is too long; questions have up to {QUESTION}"
-                    f" characters, answers {ANSWER}"
-                )
-            row[: len(each)] = each
-        return rows
+        long = next((each for each in ids if len(each) > length), None)
+        if long is not None:
+            raise ValueError(
+                f"{self.tokenizer.decode(np.array(long))!r} is too long; questions have up to {QUESTION}"
+                f" characters, answers {ANSWER}"
+            )
+        return padded(ids, length)

@@ -9,7 +9,7 @@ import string
 import numpy as np
 from jaxtyping import Int
 
-from lmlab.data.tokenizers import CharTokenizer, special
+from lmlab.data.tokenizers import CharTokenizer, padded, special
 
 KINDS = ("reversing", "sorting")
 SPECIALS = ("<pad>", "<start>", "<end>")
@@ -86,8 +86,5 @@ class Rearranged:
 
     def _rows(self, words):
         tokenizer = self.tokenizers[0]
-        rows = np.zeros((len(words), max(self.longest, *map(len, words)) + 1), np.int32)
-        for row, word in zip(rows, words, strict=True):
-            row[: len(word)] = tokenizer.encode(word)
-            row[len(word)] = special(tokenizer, "<end>")
-        return rows
+        end = special(tokenizer, "<end>")
+        return padded([[*tokenizer.encode(word), end] for word in words], self.longest + 1)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 LONGEST = 1 << 20  # characters of a word
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>", "<mask>")
@@ -256,6 +257,14 @@ def tokenizer_from_json(value: Any) -> Tokenizer:
         return KINDS[kind].from_json(value)
     except KeyError as error:
         raise ValueError(f"a tokenizer of kind {kind!r} has {error}, which is not there") from None
+
+
+def padded(ids: Sequence[Any], width: int = 0) -> Int[np.ndarray, "N _"]:
+    """Ids as rows of `width` or as wide as the longest, whichever is more; 0 behind each."""
+    rows = np.zeros((len(ids), max(width, max(map(len, ids), default=0))), np.int32)
+    for row, each in zip(rows, ids, strict=True):
+        row[: len(each)] = each
+    return rows
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from lmlab.decoding.sampling import log_total_and_entropy
+from lmlab.decoding.sampling import check_places, log_total_and_entropy
 
 PyTree = Any
 
@@ -52,10 +52,7 @@ def search(
     size = jax.eval_shape(rows, cache, prompts[:, 0])[0].shape[-1]
     if not 1 <= beam_size <= size:
         raise ValueError(f"beam_size must be between 1 and the vocabulary, {size}; received {beam_size}")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, received {max_tokens}")
-    if prompts.shape[1] < 1:
-        raise ValueError("prompts must hold at least one token each, received none")
+    check_places(prompts, max_tokens)
     return _search(rows, cache, prompts, length_penalty, beam_size=beam_size, max_tokens=max_tokens, end=end)
 
 
@@ -66,13 +63,10 @@ def _search(step, cache, prompts, length_penalty, *, beam_size, max_tokens, end)
     cache = _of_rows(lambda leaf: jnp.repeat(leaf, k, axis=0), cache)
 
     def expand(carry):
-        t, cache, total, found = carry
-        before = lax.dynamic_index_in_dim(found.tokens, jnp.maximum(t - 1, 0), 2, keepdims=False)
-        before = jnp.where(t == 0, prompts[:, -1:], before)
+        t, cache, before, done, total, found = carry
         logits, cache = step(cache, before.reshape(-1))
         logits = logits.reshape(batch, k, -1)
         log_total, entropy = log_total_and_entropy(logits)
-        done = _done(t, before, end)
         # The K best of all are among the K best of each.
         each, tokens = lax.top_k(logits, min(k, logits.shape[-1]))
         logs = each - log_total[..., None]
@@ -100,24 +94,20 @@ def _search(step, cache, prompts, length_penalty, *, beam_size, max_tokens, end)
             scores,
         )
         rows = (jnp.arange(batch)[:, None] * k + parent).reshape(-1)
-        return t + 1, _of_rows(lambda leaf: leaf[rows], cache), take(total) + log_prob, found
+        done = was_done if end is None else token == end
+        return t + 1, _of_rows(lambda leaf: leaf[rows], cache), token, done, take(total) + log_prob, found
 
     def going(carry):
-        t, _, _, found = carry
-        last = lax.dynamic_index_in_dim(found.tokens, jnp.maximum(t - 1, 0), 2, keepdims=False)
-        return (t < max_tokens) & ~jnp.all(_done(t, last, end))
+        t, _, _, done, _, _ = carry
+        return (t < max_tokens) & ~jnp.all(done)
 
     blank = jnp.full((batch, k, max_tokens), 0 if end is None else end, prompts.dtype)
     zeros = jnp.zeros((batch, k, max_tokens))
     first = jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf)
     total = jnp.broadcast_to(first, (batch, k))
     found = Hypotheses(blank, zeros, zeros, jnp.zeros((batch, k), jnp.int32), total)
-    return lax.while_loop(going, expand, (jnp.int32(0), cache, total, found))[-1]
-
-
-def _done(t, last, end):
-    """Which hypotheses have ended, by the token before place t."""
-    return jnp.zeros(last.shape, bool) if end is None else (t > 0) & (last == end)
+    before, done = jnp.repeat(prompts[:, -1:], k, axis=1), jnp.zeros((batch, k), bool)
+    return lax.while_loop(going, expand, (jnp.int32(0), cache, before, done, total, found))[-1]
 
 
 def _of_rows(change, cache):

@@ -176,14 +176,21 @@ def _is(value, number) -> bool:
     return isinstance(value, (float, int)) and value == number
 
 
+def check_places(prompts: Int[Array, "B P"], max_tokens: int) -> None:
+    """ValueError where there is nothing to begin with, or nothing to choose."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, received {max_tokens}")
+    if prompts.shape[1] < 1:
+        raise ValueError("prompts must hold at least one token each, received none")
+
+
 def _check(prompts, lengths, max_tokens, temperature, top_k, top_p, min_p):
     """Traced values pass unread."""
 
     def known(value):
         return isinstance(value, (float, int))
 
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, received {max_tokens}")
+    check_places(prompts, max_tokens)
     if known(temperature) and not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 and finite, received {temperature}")
     if top_k < 0:
@@ -192,8 +199,6 @@ def _check(prompts, lengths, max_tokens, temperature, top_k, top_p, min_p):
         raise ValueError(f"top_p must be above 0 and at most 1 (1: off), received {top_p}")
     if known(min_p) and not 0 <= min_p <= 1:
         raise ValueError(f"min_p must be between 0 and 1 (0: off), received {min_p}")
-    if prompts.shape[1] < 1:
-        raise ValueError("prompts must hold at least one token each, received none")
     if not isinstance(lengths, jax.core.Tracer):
         given = np.asarray(lengths)
         if (given < 1).any() or (given > prompts.shape[1]).any():

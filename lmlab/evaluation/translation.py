@@ -1,7 +1,6 @@
 """How well answers fit: BLEU of test sentences, near to the training data or not, and by length; known alignments."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -68,10 +67,9 @@ class Lengths:
         outputs = self.translator.texts(variables, self.pairs.encode_sources(sources))
         counts = bleu.statistics(outputs, [[target] for target in wanted])
         words = np.array([len(source.split()) for source in sources])
-        scalars = {}
-        for low, high in itertools.pairwise(self.edges):
-            group = (words > low) & (words <= high)
-            scalars[f"bleu_{low + 1}_to_{high}"] = float(bleu.bleu(counts[group].sum(0)[None])[0])
+        found = bleu.by_length(counts, words, self.edges)
+        groups = zip(found["above"], found["to"], found["bleu"], strict=True)
+        scalars = {f"bleu_{above + 1}_to_{to}": float(score) for above, to, score in groups}
         return scalars, {"sources": np.array(sources), "outputs": np.array(outputs), "statistics": counts}
 
 

@@ -42,7 +42,11 @@ def attention_weights(
     q: Float[Array, "B H T K"], k: Float[Array, "B H S K"], mask: Bool[Array, "#B #H #T S"] | None = None
 ) -> Float[Array, "B H T S"]:
     """softmax(q k^T / sqrt(K)) over the sources where `mask` is True (Vaswani et al. 2017, eq. 1)."""
-    scores = einsum("bhtk,bhsk->bhts", q, k) / math.sqrt(q.shape[-1])
+    return masked_softmax(einsum("bhtk,bhsk->bhts", q, k) / math.sqrt(q.shape[-1]), mask)
+
+
+def masked_softmax(scores: Float[Array, "... S"], mask: Bool[Array, "..."] | None) -> Float[Array, "... S"]:
+    """softmax over the sources where `mask`, which is broadcast, is True."""
     if mask is not None:
         # The least number, not -inf: a row with nothing to attend to (padding) stays finite.
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)

@@ -6,10 +6,10 @@ Nadaraya-Watson regression is attention with `gaussian` scores (Nadaraya 1964, W
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lmlab.layers.attention import masked_softmax
 from lmlab.layers.linear import Dense, einsum
 
 SCORES = ("dot", "scaled", "bilinear", "additive")
@@ -52,10 +52,7 @@ def attend(
     scores: Float[Array, "B T S"], values: Float[Array, "B S V"], mask: Bool[Array, "B S"] | None = None
 ) -> tuple[Float[Array, "B T V"], Float[Array, "B T S"]]:
     """(sum_i softmax_i(scores) v_i, the weights). mask: True where attended."""
-    if mask is not None:
-        # The least number, not -inf: a row with nothing to attend to (padding) stays finite.
-        scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores)
+    weights = masked_softmax(scores, None if mask is None else mask[:, None])
     return einsum("bts,bsv->btv", weights, values), weights
 
 
