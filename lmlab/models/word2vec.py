@@ -74,9 +74,11 @@ class Near:
     """The loss of negative sampling (2013b, eq. 4): -log s(u_O . v_I) - k E log s(-u_n . v_I), n drawn as count^0.75.
 
     skipgram: a pair is a word I and each O of those near it. cbow: v_I is the mean of v over the words near O, a pair
-    that and O. Of the occurrences of frequent words some are passed over (`keep_probability`), as if not there; near
-    are the b words to each side, b drawn evenly of 1..window for each word, up to an end of line or of the row. k:
-    `negatives` a pair, where the expectation is the mean over `drawn` of them that all pairs of a row share.
+    that and O. whole: each v of the mean moves by the whole error, as in word2vec's code and gensim; otherwise by its
+    share, which is the gradient (Irsoy et al. 2021, arXiv:2012.15332). Of the occurrences of frequent words some are
+    passed over (`keep_probability`), as if not there; near are the b words to each side, b drawn evenly of 1..window
+    for each word, up to an end of line or of the row. k: `negatives` a pair, where the expectation is the mean over
+    `drawn` of them that all pairs of a row share.
 
     counts: of each word of the vocabulary in the training text; what has none (specials) is passed over. end: the id
     that ends a line. A batch is {"tokens": (B, T+1)}, of which the last is the first of the next window, and left out.
@@ -92,6 +94,7 @@ class Near:
     negatives: int = 5
     drawn: int = 64
     sample: float = 1e-3
+    whole: bool = True
 
     def __post_init__(self):
         if self.architecture not in ARCHITECTURES:
@@ -168,7 +171,10 @@ class Near:
         if self.architecture == "skipgram":
             of_pairs = (near * _as_near(einsum("btd,bsd->bts", v, u))).sum()
         else:
-            v = einsum("bts,bsd->btd", near, v) / jnp.maximum(count, 1)[..., None]
+            added = einsum("bts,bsd->btd", near, v)
+            v = added / jnp.maximum(count, 1)[..., None]
+            if self.whole:
+                v = added + jax.lax.stop_gradient(v - added)
             count = jnp.minimum(count, 1)
             of_pairs = (count * _as_near((v * u).sum(2))).sum()
         scores = einsum("btd,bkd->btk", v, u_n)

@@ -64,6 +64,27 @@ def test_the_loss_is_the_sum_written_out(architecture):
     np.testing.assert_allclose(metrics["loss"].value, total / pairs, rtol=1e-5)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_a_mean_each_vector_moves_by_the_whole_error_or_by_its_share(whole):
+    task, params = made("cbow", whole=whole)
+    words, key = TOKENS[:, :-1], jax.random.key(3)
+    near, negatives = jax.device_get(jax.jit(task.draw)(jnp.asarray(words), key))
+    v, u = (np.asarray(params[name]["embedding"], np.float64) for name in ("input", "output"))
+    expected = np.zeros_like(v)
+    for row, of_row, drawn in zip(words, near, negatives, strict=True):
+        for i, word in enumerate(row):
+            around = row[of_row[i]]
+            if len(around):
+                mean = v[around].mean(0)
+                error = -u[word] / (1 + np.exp(u[word] @ mean))
+                error += 4 * np.mean([u[n] / (1 + np.exp(-u[n] @ mean)) for n in drawn], 0)
+                np.add.at(expected, around, error if whole else error / len(around))
+    gradient = jax.grad(lambda p: task.loss(p, {}, {"tokens": jnp.asarray(TOKENS)}, key, True)[0].total)(
+        params
+    )
+    np.testing.assert_allclose(gradient["input"]["embedding"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_windows_are_those_of_a_plain_list():
     """Words passed over are taken out first, then each looks `reach` to both sides, not beyond an end of line."""
     words = RNG.integers(1, V, 40)
