@@ -38,6 +38,9 @@ VARIANTS = {
     "gru": "gated recurrent units, reset gate outside the linear map",
     "gru_inside": "gated recurrent units, reset gate inside the linear map",
     "lstm": "long short-term memory (the default)",
+    "lr1e-3": "learning rate 0.001",
+    "lr3e-3": "learning rate 0.003 (the default)",
+    "lr1e-2": "learning rate 0.01",
 }
 NAMES = {"rnn": "RNN", "gru": "GRU", "gru_inside": "GRU, reset inside", "lstm": "LSTM"}
 
@@ -54,7 +57,13 @@ def get_config(variant=""):
             "d_embed": 64,
         },
         data={"path": "text/tinyshakespeare.txt", "context": 64},
-        optimizer={"learning_rate": 3e-3, "schedule": "cosine", "warmup": "5 %", "final": 0.1, "clip": 1.0},
+        optimizer={
+            "learning_rate": next((float(part[2:]) for part in parts if part.startswith("lr")), 3e-3),
+            "schedule": "cosine",
+            "warmup": "5 %",
+            "final": 0.1,
+            "clip": 1.0,
+        },
     )
     if "demo" in parts:
         config.duration = "300 steps"
@@ -101,9 +110,9 @@ def build(config, assets):
 
 def sweep():
     for cell in NAMES:
-        for rate in (1e-3, 3e-3, 1e-2):
+        for rate in ("lr1e-3", "lr3e-3", "lr1e-2"):
             for seed in range(3):
-                yield {"variant": cell, "optimizer.learning_rate": rate, "seed": seed}
+                yield {"variant": f"{cell},{rate}", "seed": seed}
 
 
 # -- figures -----------------------------------------------------------------------------------------
