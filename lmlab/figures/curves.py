@@ -37,7 +37,8 @@ def loss(
     ylabel: str = "loss",
     wide: bool = False,
 ) -> Figure:
-    """The metrics of one run, or of runs grouped by `label`: the group's mean and a band of one deviation.
+    """The metrics of one run, or of runs grouped by `label`: the group's mean and a band of one deviation
+    to both sides, within what its runs reached.
 
     Without `label`, runs that differ in nothing but their seed are a group, named by what they differ in.
     A group is drawn at the steps that all its runs logged. Colours tell groups, line styles metrics. `wide`: as
@@ -124,7 +125,7 @@ def _logged(metrics: Sequence[str], tables) -> list[str]:
 
 
 def _together(tables: Sequence[pd.DataFrame], metric: str, x: str, group: str) -> pd.DataFrame:
-    """Columns x, mean, deviation (0 for one run) at the steps that all runs logged."""
+    """Columns x, mean, low and high (a deviation from it, within what the runs reached) at the steps all logged."""
     if any(x not in table or table[x].isna().all() for table in tables):
         raise ValueError(f"no {x!r} was logged for {metric}; allowed here: step, seconds")
     rows = [table.assign(at=table["step"]).set_index("at")[[x, metric]].dropna() for table in tables]
@@ -134,16 +135,19 @@ def _together(tables: Sequence[pd.DataFrame], metric: str, x: str, group: str) -
             f"{len(tables)} runs{f' of {group}' * bool(group)} logged {metric} at no step in common"
         )
     values = joined.xs(metric, axis=1, level=1)
-    deviation = values.std(axis=1, ddof=1) if len(rows) > 1 else 0.0 * values.iloc[:, 0]
-    return pd.DataFrame(
-        {"x": joined.xs(x, axis=1, level=1).mean(axis=1), "mean": values.mean(axis=1), "deviation": deviation}
-    ).sort_index()
+    mean, deviation = values.mean(axis=1), values.std(axis=1, ddof=1).fillna(0.0)
+    table = {
+        "x": joined.xs(x, axis=1, level=1).mean(axis=1),
+        "mean": mean,
+        "low": (mean - deviation).clip(lower=values.min(axis=1)),
+        "high": (mean + deviation).clip(upper=values.max(axis=1)),
+    }
+    return pd.DataFrame(table).sort_index()
 
 
 def _curve(axes: Axes, table: pd.DataFrame, color, linestyle, label: str) -> None:
-    x, mean, deviation = (table[name].to_numpy() for name in ("x", "mean", "deviation"))
+    x, mean, low, high = (table[name].to_numpy() for name in ("x", "mean", "low", "high"))
     marker = "o" if len(x) == 1 else None  # a line of one point is not seen
     axes.plot(x, mean, color=color, linestyle=linestyle, marker=marker, label=label)
-    if deviation.any():
-        low, high = mean - deviation, mean + deviation
+    if (low < high).any():
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=f"_{label}")
