@@ -84,9 +84,11 @@ def evaluate(argv: list[str]) -> int:
     lmlab evaluate --workdir=runs/gpt
     lmlab evaluate --workdir=runs/gpt --checkpoint=best
     lmlab evaluate --workdir=runs/gpt-seeds --record     # writes results/<experiment>-<variant>.json
+
+    Runs of one variant are seeds of it; of several variants, as a sweep has, each is summed up and recorded apart.
     """
     fv = Flags(evaluate.__doc__)
-    fv.string("workdir", "", "a run, or a folder of runs that differ in their seed")
+    fv.string("workdir", "", "a run, or a folder of runs")
     fv.string("checkpoint", "", "a step, or best; the newest if not given")
     fv.boolean("record", False, "write results/<experiment>-<variant>.json")
     fv.boolean("join", False, "with --record: beside the seeds already recorded, not in their place")
@@ -99,15 +101,18 @@ def evaluate(argv: list[str]) -> int:
     from lmlab.evaluation import results
 
     runs = run.find(fv.workdir)
-    scores = []
+    variants = {}
     for each in runs:
-        scores.append(results.score(each, _checkpoint(fv.checkpoint)))
-        told = ", ".join(f"{key} {value:.5g}" for key, value in scores[-1].items())
+        scores = results.score(each, _checkpoint(fv.checkpoint))
+        variants.setdefault(each.spec, []).append((each, scores))
+        told = ", ".join(f"{key} {value:.5g}" for key, value in scores.items())
         print(f"{each.folder}: {told}", flush=True)
-    if len(runs) > 1 or fv.record:
-        print(results.summary(runs, scores))
-    if fv.record:
-        print(f"recorded: {results.record(runs, scores, Path(fv.results), fv.join)}")
+    for spec, found in variants.items():
+        seeds, scores = zip(*found, strict=True)
+        if len(runs) > 1 or fv.record:
+            print(*[spec] * (len(variants) > 1), results.summary(seeds, scores), sep="\n")
+        if fv.record:
+            print(f"recorded: {results.record(seeds, scores, Path(fv.results), fv.join)}")
     return 0
 
 

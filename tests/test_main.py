@@ -479,6 +479,21 @@ def test_evaluate_one_run_and_a_folder_of_seeds(copies, capsys, tmp_path):
     assert f"{losses['mean']:.4f} ± {losses['deviation']:.4f}" in printed
 
 
+def test_a_folder_of_several_variants_is_recorded_by_variant(copies, capsys, tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (copies / "line").rename(folder / "demo")
+    for seed in (0, 1):
+        flags = [f"--workdir={folder / f'steep-{seed}'}", f"--config.seed={seed}"]
+        assert main(["train", LINE.replace("demo", "steep"), *flags]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", f"--workdir={folder}", "--record"]) == 0
+    printed = capsys.readouterr().out
+    assert "line.py:demo\n1 run\n" in printed and "line.py:steep\n2 runs\n" in printed
+    for name, seeds in (("line-demo", [0]), ("line-steep", [0, 1])):
+        assert json.loads((tmp_path / "results" / f"{name}.json").read_text())["seeds"] == seeds
+
+
 def test_a_result_with_a_leaf_set_by_hand_is_not_recorded(copies, capsys, tmp_path):
     assert main(["evaluate", f"--workdir={copies / 'silent'}", "--record"]) == 2
     error = capsys.readouterr().err
