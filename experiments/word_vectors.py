@@ -29,7 +29,7 @@ from lmlab.data import text
 from lmlab.data.corpus import Corpus
 from lmlab.data.tokenizers import WordTokenizer, special, tokenizer_from_json
 from lmlab.evaluation.likelihood import Likelihood
-from lmlab.evaluation.words import Analogies, Similarity, fold, nearest, unit
+from lmlab.evaluation.words import Analogies, Similarity, nearest, place_of, unit
 from lmlab.experiment import Experiment, Samples, Target, read_json
 from lmlab.figures import curves, style
 from lmlab.models.word2vec import Near, Word2Vec
@@ -160,7 +160,7 @@ def neighbours(words):
         for name, value, least in (("num_neighbours", num_neighbours, 1), ("table", table, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, received {value}")
-        place = fold(words).get(word.upper()) if word else int(jax.random.randint(key, (), 0, len(words)))
+        place = place_of(word, words) if word else int(jax.random.randint(key, (), 0, len(words)))
         if place is None:
             raise ValueError(
                 f"word: received {word!r}, which is not in the vocabulary of {len(words):,} words"
@@ -187,8 +187,8 @@ def figures(runs):
         words = tokenizer_from_json(read_json(runs[0].folder / "assets" / "tokenizer.json")).words
         plain = [i for i, word in enumerate(words) if word.isalpha() and word.isascii()]
         vectors, words = vectors_of(runs[0].variables)[plain], [words[i] for i in plain]
-        known = fold(words)
-        shown = [known[word.upper()] for word in runs[0].config.show if word.upper() in known]
+        shown = [place_of(word, words) for word in runs[0].config.show]
+        shown = [place for place in shown if place is not None]
         if shown:
             drawn |= {"near": near(vectors, words, shown), "map": plane(vectors, words, shown)}
     return drawn

@@ -24,6 +24,11 @@ def fold(words: Sequence[str]) -> dict[str, int]:
     return {word.upper(): place for place, word in reversed(list(enumerate(words)))}
 
 
+def place_of(word: str, words: Sequence[str]) -> int | None:
+    """The place of a word as it is spelt, or where there is none that of the first spelt so in capitals."""
+    return words.index(word) if word in words else fold(words).get(word.upper())
+
+
 def unit(vectors: Float[Any, "V D"]) -> Float[np.ndarray, "V D"]:
     """Each at length 1; 0 stays 0."""
     vectors = np.asarray(vectors, np.float32)

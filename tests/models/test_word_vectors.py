@@ -13,6 +13,7 @@ from lmlab import config as configs
 from lmlab.__main__ import main
 from lmlab.data.reviews import BAD, GOOD, Reviews, grammar
 from lmlab.data.tokenizers import WordTokenizer
+from lmlab.evaluation.words import place_of
 from lmlab.experiment import Assets, load_module
 from lmlab.models.sentence_classifier import SentenceClassifier
 
@@ -121,6 +122,17 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, key, value, said):
 def test_a_word_that_is_not_there(run):
     with pytest.raises(ValueError, match="word: received 'zebra', which is not in the vocabulary"):
         run.sample(word="zebra")
+
+
+def test_a_word_is_found_as_it_is_spelt_before_it_is_found_in_another_case():
+    words = ["River", "river", "Film"]
+    assert [place_of(word, words) for word in ("River", "river", "RIVER", "film", "sea")] == [
+        0,
+        1,
+        0,
+        2,
+        None,
+    ]
 
 
 def test_min_count_is_of_the_text():
