@@ -5,13 +5,11 @@ lecture names: composition of functions, linear systems, arithmetic, evaluation 
 derivatives, probability. Answers count when every letter is right. interpolate has questions of training's ranges that
 are not in it, in no letters; extrapolate has larger numbers and more functions than training ever has.
 
-    for network in lstm attention gpt; do for seed in 0 1 2; do
-      lmlab train --config=experiments/arithmetic_reasoning.py:$network,cpu --config.seed=$seed \\
-          --workdir=runs/reasoning/$network/$seed
-      lmlab evaluate --workdir=runs/reasoning/$network/$seed
-    done; done
-    lmlab figures --workdir=runs/reasoning
-    lmlab sample --workdir=runs/reasoning/gpt/0 --question="Calculate -84 + 4111."
+    lmlab sweep --config=experiments/arithmetic_reasoning.py --workdir=sweeps/reasoning      # three networks and seeds
+    lmlab evaluate --workdir=sweeps/reasoning
+    lmlab figures --workdir=sweeps/reasoning
+    lmlab train --config=experiments/arithmetic_reasoning.py:gpt,cpu --workdir=runs/reasoning
+    lmlab sample --workdir=runs/reasoning --question="Calculate -84 + 4111."
     lmlab train --config=experiments/arithmetic_reasoning.py:gpt,deepmind,cpu --workdir=runs/saxton     # their files
     lmlab train --config=experiments/arithmetic_reasoning.py:demo --workdir=runs/reasoning-demo
 
@@ -70,12 +68,7 @@ def get_config(variant=""):
         evaluate_every="10 %",
         checkpoint={"every": "20 %"},
         network=network,
-        widths=(
-            32,
-            64,
-            96,
-            128,
-        ),  # in characters, to which batches are cut, which are of questions of like length
+        widths=(32, 64, 96, 128),  # in characters, to which batches of questions of like length are cut
         model={
             "cell": "lstm",
             "num_layers": 1,
@@ -105,6 +98,12 @@ def get_config(variant=""):
         config.data.update(path="", count=500, held_out=10)
         config.model.update({"num_layers": 1, "d_model": 32})
     return config
+
+
+def sweep():
+    for network in NETWORKS:
+        for seed in range(3):
+            yield {"variant": f"{network},cpu", "seed": seed}
 
 
 def build(config, assets):

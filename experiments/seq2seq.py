@@ -11,7 +11,7 @@ all translations of a source. Beside it the answer of the training source with t
     lmlab sample --workdir=runs/fr-en --prompt="il m'a entarté" --beam_size=5
     lmlab sample --workdir=runs/fr-en --input=french.txt --output=english.txt
     lmlab figures --workdir=runs/fr-en        # alignments, influence of the source, an animation, BLEU by length
-    lmlab sweep --config=experiments/seq2seq.py:cpu --workdir=sweeps/attention           # attention or none, 3 seeds
+    lmlab sweep --config=experiments/seq2seq.py --workdir=sweeps/attention               # attention or none, 3 seeds
     lmlab train --config=experiments/seq2seq.py:reversing,cpu --workdir=runs/reversing   # the alignment is known
 
 The score that decides is the context (Cho et al. 2014, figure 5; Bahdanau et al. 2015, table 1 and figure 2), where
@@ -136,9 +136,9 @@ def get_config(variant=""):
 
 def sweep():
     """Attention and none, three seeds each."""
-    for seed in range(3):
-        for attention in ("luong", "none"):
-            yield {"model.attention": attention, "seed": seed}
+    for attention in ("luong,cpu", "none,cpu"):
+        for seed in range(3):
+            yield {"variant": attention, "seed": seed}
 
 
 def opened(config, assets):
