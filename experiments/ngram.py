@@ -80,7 +80,8 @@ def get_config(variant=""):
 def sweep():
     for smoothing in ("add", "interpolated", "kneser_ney"):
         for order in range(1, 6):
-            yield {"model.smoothing": smoothing, "model.order": order}
+            k = 1.0 if smoothing == "add" else 0.0  # with 0 added, a pair that training has not is impossible
+            yield {"model.smoothing": smoothing, "model.order": order, "model.k": k}
 
 
 def build(config, assets):
@@ -170,18 +171,16 @@ def figures(runs):
 
 
 def orders(runs):
-    """Perplexity of the validation part against the order, by smoothing."""
-    label = {"add": "add k", "interpolated": "interpolated", "kneser_ney": "Kneser-Ney"}
+    """Perplexity of the validation part against the order, by smoothing; where it is infinite no point is drawn."""
     figure, axes = style.new()
-    for smoothing in label:
-        chosen = sorted(
-            (run.config.model.order, run) for run in runs if run.config.model.smoothing == smoothing
-        )
-        if chosen:
-            places, perplexity = zip(
-                *((order, last(run, "perplexity")) for order, run in chosen), strict=True
-            )
-            axes.plot(places, perplexity, marker="o", label=label[smoothing])
+    lines = {}
+    for run in sorted(runs, key=lambda run: run.config.model.order):
+        model = run.config.model
+        name = {"add": f"{model.k:g} added", "interpolated": "interpolated", "kneser_ney": "Kneser-Ney"}
+        lines.setdefault(name[model.smoothing], []).append((model.order, last(run, "perplexity")))
+    for (name, points), marker in zip(lines.items(), style.MARKERS, strict=False):
+        points = [point for point in points if point[1] < 1e300]
+        axes.plot(*np.transpose(points).reshape(2, -1), marker=marker, label=name)
     axes.set(xlabel="order", ylabel="perplexity", yscale="log")
     axes.set_xticks(sorted({run.config.model.order for run in runs}))
     axes.legend()
