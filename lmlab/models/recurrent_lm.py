@@ -46,7 +46,10 @@ class RecurrentLM(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        self.embed = Embed(self.vocab_size, self.d_embed or self.d_model)
+        scale = 0.02 if self.tie_embeddings else 1.0  # of logits, or of what a layer reads
+        self.embed = Embed(
+            self.vocab_size, self.d_embed or self.d_model, embedding_init=nn.initializers.normal(scale)
+        )
         self.drop = Dropout(self.dropout, (1,) if self.variational else ())
         self.recurrent = Recurrent(
             self.d_model, self.cell, self.num_layers, dropout=self.dropout, variational=self.variational
