@@ -38,9 +38,8 @@ def test_too_few_parameters_are_refused_in_one_line():
 
 
 def test_the_sweep_gives_each_cell_the_same_rates_and_seeds():
-    runs = list(MODULE.sweep())
-    of = {
-        cell: {(r["optimizer.learning_rate"], r["seed"]) for r in runs if r["variant"] == cell}
-        for cell in MODULE.NAMES
-    }
-    assert len(runs) == 36 and all(len(grid) == 9 and grid == of["rnn"] for grid in of.values())
+    runs = [(*run["variant"].split(","), run["seed"]) for run in MODULE.sweep()]
+    of = {cell: {(rate, seed) for found, rate, seed in runs if found == cell} for cell in MODULE.NAMES}
+    rates = {MODULE.get_config(f"rnn,{rate}").optimizer.learning_rate for rate, _ in of["rnn"]}
+    assert rates == {3e-3, 1e-2, 3e-2, 1e-1}
+    assert len(runs) == 48 and all(len(grid) == 12 and grid == of["rnn"] for grid in of.values())
