@@ -34,7 +34,7 @@ from lmlab.data.corpus import Corpus
 from lmlab.data.lines import lines_or_words
 from lmlab.decoding.text import text_sampler
 from lmlab.evaluation.likelihood import Likelihood, TextLikelihood
-from lmlab.experiment import Experiment
+from lmlab.experiment import Experiment, Target
 from lmlab.figures import curves, maps
 from lmlab.models.recurrent_lm import Carried, RecurrentLM
 from lmlab.tasks import NextToken
@@ -50,6 +50,10 @@ VARIANTS = {
     "lstm": "long short-term memory",
     "wikitext": "words of WikiText-2, tied embeddings, the state carried: 2 layers of 650 units",
     "variational": "dropout by masks that hold for all times (Gal and Ghahramani 2016), rate 0.3 at least",
+}
+PYTORCH = 276.65  # python -m benchmarks.wikitext_lstm, seed 0
+TARGETS = {
+    "wikitext,lstm,cpu": [Target("test/perplexity", 1.01 * PYTORCH, PYTORCH, "PyTorch, by the same recipe")]
 }
 SENTENCE = "The leaves, as the weather turned cold, fell silently from the trees."
 WORDS = "The river , which had risen in the spring , carried the old bridge into the sea ."
