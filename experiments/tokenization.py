@@ -20,7 +20,8 @@ Evaluation is over windows of 1,024 bytes: each begins with an empty state and o
 tokens are. Pairs are learned from the training part, the alphabet of characters from all parts. A text can be cut in
 other ways than the tokenizer's, whose share is not added: bits per byte of pairs are an upper bound.
 
-demo: half a minute on the Python reference. cpu, the default: 4 MB of text, a minute or two a run on one core, four minutes with bpe8192.
+demo: half a minute on the Python reference. cpu, the default: 4 MB of text, a minute or two
+a run on one core, four minutes with bpe8192.
 """
 
 import dataclasses
