@@ -12,8 +12,9 @@ the last word; and the model itself chooses between was and were (Linzen, Dupoux
     lmlab evaluate --workdir=runs/memory         # test perplexity, and the probe on nouns that it has not met
     lmlab figures --workdir=runs/memory          # the loss, the gates over a sentence, accuracy against distance
 
-demo: half a minute; a generated grammar in place of WikiText-2. cpu: a quarter of an hour on one core. default: 650 units
-and all 33,278 words, for a GPU (not run). Each window begins with an empty state. The strength of the probe is given.
+demo: half a minute; a generated grammar in place of WikiText-2. cpu: a quarter of an hour on one core. default: 650
+units and all 33,278 words, for a GPU (not run). Each window begins with an empty state. The strength of the probe is
+given.
 """
 
 import dataclasses
