@@ -84,11 +84,11 @@ def evaluate(argv: list[str]) -> int:
     lmlab evaluate --workdir=runs/gpt
     lmlab evaluate --workdir=runs/gpt --checkpoint=best
     lmlab evaluate --workdir=runs/gpt-seeds --record     # writes results/<experiment>-<variant>.json
-
-    Runs of one variant are seeds of it; of several variants, as a sweep has, each is summed up and recorded apart.
     """
     fv = Flags(evaluate.__doc__)
-    fv.string("workdir", "", "a run, or a folder of runs")
+    fv.string(
+        "workdir", "", "a run, or a folder of runs, of which each variant is summed up and recorded apart"
+    )
     fv.string("checkpoint", "", "a step, or best; the newest if not given")
     fv.boolean("record", False, "write results/<experiment>-<variant>.json")
     fv.boolean("join", False, "with --record: beside the seeds already recorded, not in their place")
@@ -100,17 +100,15 @@ def evaluate(argv: list[str]) -> int:
     from lmlab import run
     from lmlab.evaluation import results
 
-    runs = run.find(fv.workdir)
     variants = {}
-    for each in runs:
+    for each in run.find(fv.workdir):
         scores = results.score(each, _checkpoint(fv.checkpoint))
         variants.setdefault(each.spec, []).append((each, scores))
-        told = ", ".join(f"{key} {value:.5g}" for key, value in scores.items())
-        print(f"{each.folder}: {told}", flush=True)
-    for spec, found in variants.items():
+        print(f"{each.folder}:", ", ".join(f"{key} {value:.5g}" for key, value in scores.items()), flush=True)
+    for found in variants.values():
         seeds, scores = zip(*found, strict=True)
-        if len(runs) > 1 or fv.record:
-            print(*[spec] * (len(variants) > 1), results.summary(seeds, scores), sep="\n")
+        if max(len(seeds), len(variants)) > 1 or fv.record:
+            print(results.summary(seeds, scores))
         if fv.record:
             print(f"recorded: {results.record(seeds, scores, Path(fv.results), fv.join)}")
     return 0
@@ -268,11 +266,8 @@ def compare(argv: list[str]) -> int:
         if len({repr(f.get(key)) for f in flat}) > 1
     ]
     last = [run.metrics().ffill().iloc[-1].to_dict() for run in runs]
-    names = [
-        name
-        for name in dict.fromkeys(name for row in last for name in row)
-        if "/" in name or name in ("step", "seconds")
-    ]
+    names = dict.fromkeys(name for row in last for name in row)
+    names = [name for name in names if "/" in name or name in ("step", "seconds")]
     rows += [[name, *(f"{row[name]:.5g}" if name in row else "-" for row in last)] for name in names]
     widths = [max(len(row[i]) for row in [["", *map(str, folders)], *rows]) for i in range(len(runs) + 1)]
     for row in [["", *map(str, folders)], *rows]:

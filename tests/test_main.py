@@ -489,7 +489,7 @@ def test_a_folder_of_several_variants_is_recorded_by_variant(copies, capsys, tmp
     capsys.readouterr()
     assert main(["evaluate", f"--workdir={folder}", "--record"]) == 0
     printed = capsys.readouterr().out
-    assert "line.py:demo\n1 run\n" in printed and "line.py:steep\n2 runs\n" in printed
+    assert "line.py:demo, 1 run\n" in printed and "line.py:steep, 2 runs\n" in printed
     for name, seeds in (("line-demo", [0]), ("line-steep", [0, 1])):
         assert json.loads((tmp_path / "results" / f"{name}.json").read_text())["seeds"] == seeds
 

@@ -182,10 +182,10 @@ def test_summary_says_what_was_met(seeds):
     text = results.summary(seeds, [results.score(run) for run in seeds])
     lines = text.splitlines()
     mean, deviation = np.mean(LOSSES), np.std(LOSSES, ddof=1)
-    assert lines[0] == "3 runs"
+    assert lines[0] == f"{seeds[0].spec}, 3 runs"
     assert lines[1] == f"  test/loss: {mean:.4f} ± {deviation:.4f}  bar 1: met; published 0.9"
     assert lines[2] == "  test/accuracy: 0.7000 ± 0.0000  bar 0.8: MISSED"
-    assert results.summary(seeds[:1], [{"x": 1.0}]).startswith("1 run\n")
+    assert results.summary(seeds[:1], [{"x": 1.0}]).startswith(f"{seeds[0].spec}, 1 run\n")
 
 
 def test_table_has_a_row_a_bar_or_else_a_row_a_loss(seeds, make, tmp_path):

@@ -45,7 +45,7 @@ def targets(run) -> list[Target]:
 def summary(runs, scores: Sequence[Mapping[str, float]]) -> str:
     """Mean and deviation over the runs, beside bars and published numbers."""
     known = {target.metric: target for target in targets(runs[0])}
-    lines = [f"{len(runs)} run" + "s" * (len(runs) > 1)]
+    lines = [f"{runs[0].spec}, {len(runs)} run" + "s" * (len(runs) > 1)]
     for name in scores[0]:
         values = [each[name] for each in scores if name in each]
         line = f"  {name}: {_spread(values)}"

@@ -112,7 +112,11 @@ def test_curves_are_means_and_bands(workdir):
     losses = np.array([numbers(0.1, 2, seed) for seed in range(SEEDS)])
     of = drawn[drawn["series"] == "learning_rate 0.1, power 2"]
     mean, deviation = losses.mean(axis=0), losses.std(axis=0, ddof=1)
-    for kind, values in {"line": mean, "band low": mean - deviation, "band high": mean + deviation}.items():
+    low, high = (
+        np.maximum(mean - deviation, losses.min(axis=0)),
+        np.minimum(mean + deviation, losses.max(axis=0)),
+    )
+    for kind, values in {"line": mean, "band low": low, "band high": high}.items():
         rows = of[of["kind"] == kind]
         assert list(rows["x"]) == [2, 4, 6]
         np.testing.assert_allclose(rows["y"], values, rtol=1e-9)
