@@ -11,7 +11,7 @@ the others in turn. Zeros are nothing that the model has met in training: what a
     lmlab train --config=experiments/conditional_rnn.py:unconditional,cpu --workdir=runs/no-topic
     lmlab sample --workdir=runs/topics --topic=numbers__gcd        # of every topic, without --topic
     lmlab figures --workdir=runs/topics          # bits over training and by topic, with samples
-    lmlab sweep --config=experiments/conditional_rnn.py:cpu --workdir=sweeps/topics         # both, three seeds
+    lmlab sweep --config=experiments/conditional_rnn.py --workdir=sweeps/topics             # both, three seeds
 
 demo: half a minute, on generated equations in LaTeX of five kinds. cpu: three minutes on one core. default: two layers
 of 512 units, for a GPU (not run).
