@@ -51,7 +51,7 @@ VARIANTS = {
     "wikitext": "words of WikiText-2, tied embeddings, the state carried: 2 layers of 650 units",
     "variational": "dropout by masks that hold for all times (Gal and Ghahramani 2016), rate 0.3 at least",
 }
-PYTORCH = 276.65  # python -m benchmarks.wikitext_lstm, seed 0
+PYTORCH = 276.65  # python -m benchmarks.wikitext_lstm, seed 0: results/peers/wikitext_lstm.json
 TARGETS = {
     "wikitext,lstm,cpu": [Target("test/perplexity", 1.01 * PYTORCH, PYTORCH, "PyTorch, by the same recipe")]
 }

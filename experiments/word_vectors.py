@@ -43,7 +43,7 @@ VARIANTS = {
     "skipgram": "a word predicts each of those around it",
     "shared": "of the words around each moves by its share of the error, as the gradient says, and not by the whole",
 }
-# gensim's mean over three seeds of `python -m benchmarks word_vectors`; the bar is one deviation below it.
+# gensim's mean over three seeds (results/peers/word_vectors.json); the bar is one deviation below it.
 TARGETS = {
     f"{variant},cpu": [
         Target("similarity/spearman", mean - deviation, mean, "gensim 4.4.0", higher_is_better=True)

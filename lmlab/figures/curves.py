@@ -37,12 +37,12 @@ def loss(
     ylabel: str = "loss",
     wide: bool = False,
 ) -> Figure:
-    """The metrics of one run, or of runs grouped by `label`: the group's mean and a band of one deviation
-    to both sides, within what its runs reached.
+    """The metrics of one run, or of runs grouped by `label`: the group's mean and a band.
 
-    Without `label`, runs that differ in nothing but their seed are a group, named by what they differ in.
-    A group is drawn at the steps that all its runs logged. Colours tell groups, line styles metrics. `wide`: as
-    wide as a page, the legend below, a logarithmic axis where the values span a decade.
+    The band is one deviation to both sides, within what the group's runs reached. Without `label`, runs that differ
+    in nothing but their seed are a group, named by what they differ in. A group is drawn at the steps that all its
+    runs logged. Colours tell groups, line styles metrics. `wide`: as wide as a page, the legend below, a logarithmic
+    axis where the values span a decade.
     """
     if x not in AXES:
         raise ValueError(f"unknown x {x!r}; allowed: {', '.join(AXES)}")
