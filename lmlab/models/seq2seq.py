@@ -66,7 +66,7 @@ class Seq2Seq(nn.Module):
 
     def setup(self):
         def embed(size):
-            return Embed(size, self.d_embed, embedding_init=nn.initializers.normal(self.d_embed**-0.5))
+            return Embed(size, self.d_embed, embedding_init=nn.initializers.normal(1.0))
 
         def recurrent(bidirectional=False):
             return Recurrent(self.d_model, self.cell, self.num_layers, bidirectional, self.dropout)
