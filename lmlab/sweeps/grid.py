@@ -80,8 +80,9 @@ def cells(
     _check_count(count, max_runs, "" if axes else f"more than {max_runs:,}")
     made, leaves = [], set()
     for row in rows:
-        parts = [part for part in (variant, row.get("variant", "")) if part]
-        own = f"{path}:{','.join(parts)}" if parts else str(path)
+        parts = f"{variant},{row.get('variant', '')}".strip(",").split(",")
+        joined = ",".join(dict.fromkeys(parts))  # one that both name is said once
+        own = f"{path}:{joined}" if joined else str(path)
         varies = {key: value if key == "variant" else _typed(own, key, value) for key, value in row.items()}
         cell = Cell("", own, {**overrides, **varies}, varies)
         cell.overrides.pop("variant", None)

@@ -100,6 +100,10 @@ def test_variants_are_added_to_that_of_the_config(paper):
     made = grid.cells("paper.py:cpu", {}, grid=["variant=wide,deep"])
     assert [cell.spec for cell in made] == ["paper.py:cpu,wide", "paper.py:cpu,deep"]
     assert names(made) == ["variant=wide", "variant=deep"]
+    assert [cell.spec for cell in grid.cells("paper.py:cpu", {}, grid=["variant=wide,cpu;deep"])] == [
+        "paper.py:cpu,wide",
+        "paper.py:cpu,deep",
+    ]
     assert names(grid.cells(paper, {}, grid=["variant=wide,deep;cpu"]))[0] == "variant=wide+deep"
 
 
