@@ -120,7 +120,7 @@ def over(
 def place(axis: Axis, settings: Sequence[Hashable]) -> dict[Hashable, float]:
     """{setting: where it lies along an axis}; numbers lie where they are, others side by side under their names.
 
-    Numbers above 0 that span a decade make the axis logarithmic. A few are ticks themselves.
+    Numbers above 0 that span a decade make the axis logarithmic. A few are ticks themselves, where there is room.
     """
     ordered = _ordered(settings)
     if not all(_is_number(setting) for setting in ordered):
@@ -131,8 +131,18 @@ def place(axis: Axis, settings: Sequence[Hashable]) -> dict[Hashable, float]:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
         _decades(axis, ordered)
     if axis.axis_name == "x" and len(ordered) <= 8:
-        axis.set_ticks(ordered, [written(setting) for setting in ordered])
+        shown = _apart(ordered, np.log10 if decade(ordered) else np.asarray)
+        axis.set_ticks(shown, [written(setting) for setting in shown])
     return {setting: float(setting) for setting in ordered}
+
+
+def _apart(values: Sequence[float], scale: Callable) -> list[float]:
+    """Values in their order, less those whose numbers would run into that of the one before."""
+    at, shown = scale(np.asarray(values, float)), [0]
+    for i in range(1, len(at)):
+        if at[i] - at[shown[-1]] >= 0.05 * (at[-1] - at[0]):
+            shown.append(i)
+    return [values[i] for i in shown]
 
 
 def _decades(axis: Axis, values: Sequence[float]) -> None:

@@ -133,3 +133,11 @@ def test_all_diverged_is_drawn_too(tmp_path):
     ):
         assert words(figure.axes[0]) == ["diverged", "diverged"]
         style.save(figure, tmp_path, f"{number}")
+
+
+def test_numbers_that_would_run_into_one_another_are_not_all_written():
+    figure = settings.along([256, 283, 512, 2048, 8192], [1.0, 2.0, 3.0, 4.0, 5.0], "vocabulary", "bits")
+    axes = figure.axes[0]
+
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["256", "512", "2048", "8192"]
+    assert len(axes.lines[0].get_xdata()) == 5
