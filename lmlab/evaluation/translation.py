@@ -90,9 +90,10 @@ class Words:
 
 @dataclasses.dataclass
 class Alignment:
-    """The share of letters of test targets that look most at another letter than the one they are.
+    """error: the share of letters of test targets that look most at the state of another letter than the one they are.
 
-    model: with `weights`, as of `lmlab.models.seq2seq.Seq2Seq`.
+    within_one: the share that looks at that letter or at one beside it, whose state has read it as well. mass: what
+    falls on the letter itself. model: with `weights`, as of `lmlab.models.seq2seq.Seq2Seq`.
     """
 
     model: Any
@@ -104,4 +105,9 @@ class Alignment:
         weights = jax.jit(self.model.weights)(variables, *map(jnp.asarray, arrays.values()))
         found, letters = np.asarray(jnp.argmax(weights, axis=-1)), known >= 0
         mass = np.take_along_axis(np.asarray(weights), np.maximum(known, 0)[..., None], 2)[..., 0]
-        return {"error": float((found != known)[letters].mean()), "mass": float(mass[letters].mean())}, {}
+        apart = np.abs(found - known)[letters]
+        return {
+            "error": float((apart > 0).mean()),
+            "within_one": float((apart <= 1).mean()),
+            "mass": float(mass[letters].mean()),
+        }, {}
