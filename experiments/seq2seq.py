@@ -197,8 +197,9 @@ def readable(tokenizer, ids) -> str:
 
 
 def tokens(tokenizer, ids) -> list[str]:
-    """Each token of a row that is not padding, as it is read."""
-    return [tokenizer.decode(ids[i : i + 1]).strip() for i in np.flatnonzero(ids)]
+    """Each token of a row that is not padding, as it is read, without spaces but where it is nothing else."""
+    texts = [tokenizer.decode(ids[i : i + 1]) for i in np.flatnonzero(ids)]
+    return [text.strip() or text for text in texts]
 
 
 # -- samples -----------------------------------------------------------------------------------------
