@@ -73,7 +73,6 @@ def get_config(variant=""):
             "dropout": 0.3,
             "variational": "variational" in parts,
             "tie_embeddings": False,
-            "initialization": "orthogonal",
         },
         data={"path": "text/tinyshakespeare.txt", "context": 128, "words": False, "carry": False},
         optimizer={
@@ -95,7 +94,6 @@ def get_config(variant=""):
         config.update(duration="40 epochs", batch_size=20)
         config.data.update(path="text/wikitext-2", context=35, words=True, carry=True)
         config.model.update(num_layers=2, d_model=650, dropout=0.5, tie_embeddings=True)
-        config.model.initialization = "uniform"
         config.optimizer.update(clip=0.25, warmup="2 %")
         if "cpu" in parts:
             config.update(duration="1 epoch", evaluate_every="50 %")

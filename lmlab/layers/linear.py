@@ -115,11 +115,6 @@ class Dense(nn.Module):
         return y
 
 
-def even(bound: float) -> Callable:
-    """An initializer: U(-bound, bound)."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
 class Embed(nn.Module):
     """A row of the table for each number; `attend` is the product with the same table, for tied outputs."""
 

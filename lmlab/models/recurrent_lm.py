@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from lmlab.experiment import Mean, PyTree
 from lmlab.layers.dropout import Dropout, Rate, check_rate, is_zero
-from lmlab.layers.linear import Dense, Embed, even
+from lmlab.layers.linear import Dense, Embed
 from lmlab.layers.recurrent import Carry, Recurrent, check_cell, zero_carry
 from lmlab.tasks import Batch, NextToken, cross_entropy
 
@@ -20,8 +20,6 @@ class RecurrentLM(nn.Module):
 
     `d_embed` None means `d_model`. Dropout falls on the embeddings, between layers and on the last states; variational:
     by masks that hold for all times, and on the state within each layer as well. Tied outputs have a bias of their own.
-    initialization: of the recurrent layers, "orthogonal" as `Recurrent` has it, or "uniform", U(-1, 1) / sqrt(H) of all
-    as in PyTorch, with which the state of an LSTM stays small over a text that is read as one sequence.
     """
 
     vocab_size: int
@@ -32,13 +30,10 @@ class RecurrentLM(nn.Module):
     dropout: Rate = 0.0
     variational: bool = False
     tie_embeddings: bool = False
-    initialization: str = "orthogonal"
 
     def __post_init__(self):
         check_cell(self.cell)
         check_rate(self.dropout)
-        if self.initialization not in ("orthogonal", "uniform"):
-            raise ValueError(f"unknown initialization {self.initialization!r}; allowed: orthogonal, uniform")
         for name in ("vocab_size", "num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
@@ -56,14 +51,8 @@ class RecurrentLM(nn.Module):
             self.vocab_size, self.d_embed or self.d_model, embedding_init=nn.initializers.normal(scale)
         )
         self.drop = Dropout(self.dropout, (1,) if self.variational else ())
-        inits = ("kernel_init", "recurrent_init", "bias_init") if self.initialization == "uniform" else ()
         self.recurrent = Recurrent(
-            self.d_model,
-            self.cell,
-            self.num_layers,
-            dropout=self.dropout,
-            variational=self.variational,
-            **dict.fromkeys(inits, even(self.d_model**-0.5)),
+            self.d_model, self.cell, self.num_layers, dropout=self.dropout, variational=self.variational
         )
         if self.tie_embeddings:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from lmlab.experiment import Mean, PyTree
-from lmlab.layers.linear import Embed, einsum, even
+from lmlab.layers.linear import Embed, einsum
 from lmlab.tasks import binary_cross_entropy
 
 ARCHITECTURES = ("cbow", "skipgram")
@@ -38,7 +38,10 @@ class Word2Vec(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        self.input = Embed(self.vocab_size, self.d_model, embedding_init=even(0.5 / self.d_model))
+        def even(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -0.5, 0.5) / shape[1]
+
+        self.input = Embed(self.vocab_size, self.d_model, embedding_init=even)
         self.output = Embed(self.vocab_size, self.d_model, embedding_init=nn.initializers.zeros)
 
     def __call__(

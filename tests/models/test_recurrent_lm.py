@@ -74,7 +74,6 @@ def test_dropout_falls_in_training_only():
     ("changes", "message"),
     [
         ({"cell": "GRU"}, "unknown cell 'GRU'; allowed: rnn, gru, gru_inside, lstm"),
-        ({"initialization": "torch"}, "unknown initialization 'torch'; allowed: orthogonal, uniform"),
         ({"num_layers": 0}, "num_layers must be at least 1, received 0"),
         ({"d_embed": 0}, "d_embed must be at least 1, received 0"),
         ({"d_embed": 4, "tie_embeddings": True}, "need d_embed equal to d_model, received 4 and 8"),
@@ -83,16 +82,6 @@ def test_dropout_falls_in_training_only():
 def test_impossible_models_are_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message):
         RecurrentLM(**{"vocab_size": 11, "d_model": 8, **changes})
-
-
-def test_uniform_weights_are_all_of_the_layers_and_within_their_bound():
-    variables = RecurrentLM(11, "gru", 2, 64, initialization="uniform").init(jax.random.key(0), tokens(1, 2))
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables["params"]["recurrent"])]
-
-    assert len(leaves) == 8
-    for leaf in leaves:
-        assert 0.9 / 8 < np.abs(leaf).max() <= 1 / 8
-        assert abs(leaf.std() - 1 / 8 / 3**0.5) < 0.02
 
 
 # -- a state that is carried -------------------------------------------------------------------------
