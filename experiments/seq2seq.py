@@ -14,7 +14,10 @@ all translations of a source. Beside it the answer of the training source with t
     lmlab sweep --config=experiments/seq2seq.py --workdir=sweeps/attention               # attention or none, 3 seeds
     lmlab train --config=experiments/seq2seq.py:reversing,cpu --workdir=runs/reversing   # the alignment is known
 
-The score that decides is the context (Cho et al. 2014, figure 5; Bahdanau et al. 2015, table 1 and figure 2), where
+Of reversing and sorting it is known which letter each answer is. Attention may look at its neighbour instead, whose
+state has read it as well (Koehn and Knowles 2017, section 3.5): alignment/error counts that, within_one does not.
+
+The scores of print are context (Cho et al. 2014, figure 5; Bahdanau et al. 2015, table 1 and figure 2), where
 scores are of other languages and other data: WMT'14 English to French, 26.75 with attention and 17.82 without.
 
 demo: dates and numbers, written out: a minute. cpu, the default: 25 minutes a run on one core (reversing, sorting: 4);
