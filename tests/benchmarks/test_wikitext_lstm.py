@@ -6,28 +6,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lmlab import config as configs
 from lmlab.data import text
-from lmlab.models.recurrent_lm import RecurrentLM
+from lmlab.models.recurrent_lm import Carried, RecurrentLM
 from lmlab.training import optimizer
 
 torch = pytest.importorskip("torch")
 
 from benchmarks import wikitext_lstm  # noqa: E402
 
+MODEL = RecurrentLM(11, "lstm", 2, 8, tie_embeddings=True)
 IDS = np.random.default_rng(0).integers(0, 11, 62).astype(np.int32)
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "recurrent_lm.py"
 
 
-def test_logits_are_ours_at_equal_weights():
-    tokens = jnp.asarray(IDS[:15].reshape(3, 5))
-    model, module = RecurrentLM(11, "lstm", 2, 8, tie_embeddings=True), wikitext_lstm.LSTM(11, 8, 2, 0.0)
-    variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), tokens))
-    params = variables["params"]
+def copied(params):
+    """The module with our weights; it has a second bias in each layer, which is 0."""
+    module = wikitext_lstm.LSTM(11, 8, 2, 0.0)
     ours = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert sum(p.numel() for p in module.parameters()) == ours + 2 * 32  # it has a second bias in each layer
+    assert sum(p.numel() for p in module.parameters()) == ours + 2 * 32
     with torch.no_grad():
         module.embed.weight.copy_(torch.tensor(np.asarray(params["embed"]["embedding"])))
         for layer in range(2):
@@ -36,9 +36,54 @@ def test_logits_are_ours_at_equal_weights():
                 getattr(module.recurrent, f"{name}_l{layer}").copy_(torch.tensor(np.asarray(value)))
             for name in ("bias_ih", "bias_hh"):
                 getattr(module.recurrent, f"{name}_l{layer}").zero_()
-        logits = module(torch.tensor(np.asarray(tokens)).long())[0].numpy()
+    return module
+
+
+def test_logits_are_ours_at_equal_weights():
+    tokens = jnp.asarray(IDS[:15].reshape(3, 5))
+    variables = nn.meta.unbox(jax.jit(MODEL.init)(jax.random.key(0), tokens))
+    with torch.no_grad():
+        logits = copied(variables["params"])(torch.tensor(np.asarray(tokens)).long())[0].numpy()
     with jax.default_matmul_precision("float32"):
-        np.testing.assert_allclose(model.apply(variables, tokens), logits, atol=1e-5)
+        np.testing.assert_allclose(MODEL.apply(variables, tokens), logits, atol=1e-5)
+
+
+def test_updates_are_ours_but_for_the_second_bias():
+    task, source = Carried(MODEL), text.streams(IDS, 6, 3, 0)
+    params, collections = nn.meta.unbox(task.init(jax.random.key(0), source.batch(source.data, 0)))
+    module, before = copied(params), np.asarray(params["embed"]["embedding"])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("bias_hh" not in name)
+    ours, adam = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2)), torch.optim.Adam
+    theirs, state, carried = adam(module.parameters(), lr=1e-2), ours.init(params), None
+
+    @jax.jit
+    def update(params, collections, state, batch):
+        def loss(params):
+            value, _, after = task.loss(params, collections, batch, jax.random.key(0), True)
+            return value.total / value.count, after
+
+        (value, after), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        changes, state = ours.update(gradient, state)
+        return value, optax.apply_updates(params, changes), after, state
+
+    streams, losses = torch.tensor(IDS[: 3 * 20]).view(3, 20).long(), []
+    for step, (inputs, targets) in enumerate(wikitext_lstm.windows(streams, 6)):
+        with jax.default_matmul_precision("float32"):
+            batch = source.batch(source.data, step)
+            value, params, collections, state = update(params, collections, state, batch)
+        logits, carried = module(inputs, carried)
+        carried = tuple(part.detach() for part in carried)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        theirs.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+        theirs.step()
+        losses.append((float(value), loss.item()))
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+    moved = module.embed.weight.detach().numpy()
+    np.testing.assert_allclose(params["embed"]["embedding"], moved, atol=1e-4)
+    assert np.abs(moved - before).max() > 0.02
 
 
 def test_batches_are_ours():
