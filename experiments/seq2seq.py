@@ -246,7 +246,8 @@ def sampler(translator, pairs):
         options = {"beam_size": beam_size, "length_penalty": length_penalty}
         if input:
             wrong = translator.file(variables, input, output, 4 * translator.most, **options)
-            return Samples(texts=[f"{input}: {told}, left empty" for told in wrong] or [f"written: {output}"])
+            told = [f"{input}: {each}, left empty" for each in wrong]
+            return Samples(texts=["\n".join([*told, f"written: {output}"])])
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [each.strip() or example(pairs) for each in prompts]
         rows = pairs.encode_sources(prompts)
