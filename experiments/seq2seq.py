@@ -387,10 +387,11 @@ def by_length(arms, evaluation, edges):
 
 
 def difference(arms):
-    """BLEU of each arm less that of the first, run by run in the order of seeds, by paired bootstrap."""
+    """BLEU above no attention, or above the first arm, run by run in the order of seeds, by paired bootstrap."""
     figure, axes = style.new()
-    (first, others), *rest = arms.items()
-    base = sorted(others, key=lambda run: run.config.seed)
+    first = "no attention" if "no attention" in arms else next(iter(arms))
+    rest = [(name, runs) for name, runs in arms.items() if name != first]
+    base = sorted(arms[first], key=lambda run: run.config.seed)
     for i, (name, runs) in enumerate(rest):
         both = zip(base, sorted(runs, key=lambda run: run.config.seed), strict=False)
         counts = [[run.arrays("translation")["statistics"] for run in pair] for pair in both]
