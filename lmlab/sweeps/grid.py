@@ -80,7 +80,7 @@ def cells(
     _check_count(count, max_runs, "" if axes else f"more than {max_runs:,}")
     made, leaves = [], set()
     for row in rows:
-        parts = f"{variant},{row.get('variant', '')}".strip(",").split(",")
+        parts = ",".join(part for part in (variant, row.get("variant", "")) if part).split(",")
         joined = ",".join(dict.fromkeys(parts))  # one that both name is said once
         own = f"{path}:{joined}" if joined else str(path)
         varies = {key: value if key == "variant" else _typed(own, key, value) for key, value in row.items()}
