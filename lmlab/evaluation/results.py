@@ -19,7 +19,7 @@ FREE = ("seed", "data.path", "data.tfds_dir")
 """Leaves in which the runs of one record may differ from their variant: a data set is a variant of its own."""
 
 TOLD = ("bleu", "exact", "modes", "parzen", "bits_per_dim", "squared_error", "accuracy", "loss")
-"""Of a record without a bar, the metrics of the test part that README shows: the first two that there are."""
+"""Of a record without a bar, the metrics of test and translation that README shows: the first two that there are."""
 
 BEGIN, END = "<!-- {}: made by `make results` -->", "<!-- end of {} -->"
 
@@ -135,7 +135,8 @@ def table(folder: Path) -> str:
         name = value["experiment"].removesuffix(".py") + (f":{value['variant']}" if value["variant"] else "")
         metrics = value["metrics"]
         told = [key for key in metrics if "bar" in metrics[key]]
-        told = told or [key for name in TOLD if (key := f"test/{name}") in metrics][:2]
+        held_out = [f"{part}/{name}" for name in TOLD for part in ("test", "translation")]
+        told = told or [key for key in held_out if key in metrics][:2]
         told = told or [key for key in metrics if key.endswith("/loss")]
         machine = hardware(value["hardware"])
         for key in told:
