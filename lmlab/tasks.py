@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lmlab.experiment import Mean, PyTree
+from lmlab.layers.largest import argmax
 
 Batch = dict[str, Any]
 
@@ -64,7 +65,7 @@ class NextToken:
         logits = _apply(self.model, params, collections, key, train, inputs)
         mask = batch.get("mask")
         loss = Mean.of(cross_entropy(logits, targets), mask)
-        right = (jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype)
+        right = (argmax(logits) == targets).astype(logits.dtype)
         return loss, {"loss": loss, "accuracy": Mean.of(right, mask)}, collections
 
 
@@ -115,7 +116,7 @@ class NextTargetToken:
         if "mask" in batch:
             counted &= batch["mask"][:, None] > 0
         loss = Mean.of(cross_entropy(logits, labels), counted)
-        right = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+        right = (argmax(logits) == labels).astype(logits.dtype)
         return loss, {"loss": loss, "accuracy": Mean.of(right, counted)}, collections
 
 

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from lmlab.decoding.sampling import check_places, log_total_and_entropy
+from lmlab.layers.largest import largest
 
 PyTree = Any
 
@@ -49,11 +50,16 @@ def search(
     cache    of the B rows; in each array but the scalars the rows come first
     """
     rows = step if isinstance(step, Partial) else Partial(step)
-    size = jax.eval_shape(rows, cache, prompts[:, 0])[0].shape[-1]
+    size = _step.eval_shape(rows, cache, prompts[:, 0])[0].shape[-1]
     if not 1 <= beam_size <= size:
         raise ValueError(f"beam_size must be between 1 and the vocabulary, {size}; received {beam_size}")
     check_places(prompts, max_tokens)
     return _search(rows, cache, prompts, length_penalty, beam_size=beam_size, max_tokens=max_tokens, end=end)
+
+
+@jax.jit  # for its shape alone, which is then traced once, not for each batch
+def _step(step, cache, tokens):
+    return step(cache, tokens)
 
 
 @partial(jax.jit, static_argnames=("beam_size", "max_tokens", "end"))
@@ -68,7 +74,7 @@ def _search(step, cache, prompts, length_penalty, *, beam_size, max_tokens, end)
         logits = logits.reshape(batch, k, -1)
         log_total, entropy = log_total_and_entropy(logits)
         # The K best of all are among the K best of each.
-        each, tokens = lax.top_k(logits, min(k, logits.shape[-1]))
+        each, tokens = largest(logits, min(k, logits.shape[-1]))
         logs = each - log_total[..., None]
         if end is not None:  # a finished hypothesis goes on with its end alone, for nothing
             alone = jnp.where(jnp.arange(logs.shape[-1]) == 0, 0.0, -jnp.inf)

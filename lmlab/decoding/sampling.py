@@ -15,6 +15,8 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
+from lmlab.layers.largest import argmax, largest
+
 PyTree = Any
 Number = float | int | Float[Array, ""]
 
@@ -23,7 +25,7 @@ def top_k(logits: Float[Array, "*B V"], k: int) -> Float[Array, "*B V"]:
     """-inf for all but the k largest (and those equal to the k-th). 0: off."""
     if k == 0 or k >= logits.shape[-1]:
         return logits
-    kth = lax.top_k(logits, k)[0][..., -1:]
+    kth = largest(logits, k)[0][..., -1:]
     return jnp.where(logits < kth, -jnp.inf, logits)
 
 
@@ -159,7 +161,7 @@ def _sample(step, cache, prompts, lengths, keys, temperature, p, least, *, max_t
     """None for temperature, p and least: known to be off when compiling, and then not computed."""
 
     def choose(t, logits):
-        best = jnp.argmax(logits, axis=-1)
+        best = argmax(logits)
         if temperature is None:
             return best
         scaled = top_k(logits / jnp.where(temperature == 0, 1, temperature), k)

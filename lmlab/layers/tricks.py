@@ -3,6 +3,7 @@
 turned_operand      x^T y of a backward pass in bfloat16 as a product that the CPU has a kernel for (linear.py)
 table_rows          a linear map of embeddings maps the table, not each embedding (linear.py)
 recurrent_gradient  dU of a recurrent layer as one product after the scan, not one a step (recurrent.py)
+largest             the largest of many numbers in two stages (largest.py)
 kernel_gradient     dW of a convolution as a convolution of another, or as products (convolution.py)
 
 They are on where JAX's default backend is a CPU and off elsewhere. `without` switches some off, as the
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 
 import jax
 
-NAMES = ("turned_operand", "table_rows", "recurrent_gradient", "kernel_gradient")
+NAMES = ("turned_operand", "table_rows", "recurrent_gradient", "kernel_gradient", "largest")
 
 
 def _parse(names: str) -> frozenset[str]:
