@@ -88,7 +88,7 @@ def get_config(variant=""):
     if "deepmind" in parts:
         config.data.path = "mathematics"
     if "cpu" in parts or "demo" in parts:
-        config.update(duration="2 epochs", batch_size=64)
+        config.update(duration="1 epoch", batch_size=64)
         config.data.count = 20_000
         config.model.update(
             {"d_model": 256} if network != "gpt" else {"num_layers": 4, "num_heads": 4, "d_model": 128}

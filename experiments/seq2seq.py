@@ -13,9 +13,11 @@ all translations of a source. Beside it the answer of the training source with t
     lmlab figures --workdir=runs/fr-en        # alignments, influence of the source, an animation, BLEU by length
     lmlab sweep --config=experiments/seq2seq.py --workdir=sweeps/attention               # attention or none, 3 seeds
     lmlab train --config=experiments/seq2seq.py:reversing,cpu --workdir=runs/reversing   # the alignment is known
+    lmlab train --config=experiments/seq2seq.py:reversing,embeddings,cpu --workdir=runs/embeddings
 
 Of reversing and sorting it is known which letter each answer is. Attention may look at its neighbour instead, whose
-state has read it as well (Koehn and Knowles 2017, section 3.5): alignment/error counts that, within_one does not.
+state has read it as well (Koehn and Knowles 2017, section 3.5): alignment/error counts that, within_one does not. With
+`embeddings` attention sums up the letters' embeddings, each of which tells its own letter alone.
 
 The scores of print are context (Cho et al. 2014, figure 5; Bahdanau et al. 2015, table 1 and figure 2), where
 scores are of other languages and other data: WMT'14 English to French, 26.75 with attention and 17.82 without.
@@ -61,11 +63,16 @@ VARIANTS = {
     "scaled": "scores q . k / sqrt(d) (the default)",
     "bilinear": "scores (W_1 q) . (W_2 k)",
     "additive": "scores v . tanh(W_1 q + W_2 k)",
+    "embeddings": "attention sums up embeddings of the source, not states of the encoder",
     "long": "besides, 2 to 5 pairs joined, up to 60 words, in training and in a test by length",
     "reversing": "words of letters, from last to first; the alignment is known",
     "sorting": "words of letters, sorted; the alignment is known",
 }
-TARGETS = {f"{kind},cpu": [Target("alignment/error", 0.05, math.nan, "by construction")] for kind in KINDS}
+TARGETS = {
+    f"{kind},{values}cpu": [Target("alignment/error", 0.05, math.nan, "by construction")]
+    for kind in KINDS
+    for values in ("", "embeddings,")
+}
 SENTENCES = ("il m'a entarté", "où est la gare ?", "je ne sais pas ce qu'il veut .")
 FORCED = ("il m'a entarté", "he hit me with a pie")
 EDGES = (0, 10, 20, 30, 40, 50, 60)
@@ -87,6 +94,7 @@ def get_config(variant=""):
             "dropout": 0.2,
             "attention": "luong",
             "score": "scaled",
+            "values": "states",
             "bidirectional": False,
             "reverse": False,
         },
@@ -110,6 +118,8 @@ def get_config(variant=""):
         config.model.update(num_layers=4, d_model=1000, d_embed=1000, attention="none", reverse=True)
     if "bahdanau" in parts:
         config.model.update(cell="gru", attention="bahdanau", score="additive", bidirectional=True)
+    if "embeddings" in parts:
+        config.model.values = "embeddings"
     if "none" in parts:
         config.model.attention = "none"
     if "reverse" in parts:

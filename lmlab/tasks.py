@@ -125,7 +125,7 @@ class Narrowed:
     """`task` on batches without the columns that are padding in every row, so that short ones take less time.
 
     A batch is cut to the least of `widths` that holds it, for each of which a program is compiled. keys: its arrays of
-    token ids, 0 behind each row.
+    token ids, 0 behind each row. Of what `loss` gives, the total of the loss alone may be differentiated, by params.
     """
 
     task: Any
@@ -145,12 +145,31 @@ class Narrowed:
             [jnp.max(jnp.where(each, jnp.arange(1, len(each) + 1), 0)) for each in filled]
         ).max()
 
-        def cut(width, batch):
-            batch = {**batch, **{name: batch[name][:, :width] for name in self.keys}}
-            return self.task.loss(params, collections, batch, key, train)
+        number = jnp.searchsorted(jnp.array(widths), longest)
 
-        branches = [partial(cut, width) for width in widths]
-        return jax.lax.switch(jnp.searchsorted(jnp.array(widths), longest), branches, batch)
+        def cost(width, params):
+            cut = {**batch, **{name: batch[name][:, :width] for name in self.keys}}
+            mean, metrics, new = self.task.loss(params, collections, cut, key, train)
+            return mean.total, (mean.count, metrics, new)
+
+        def of_width(function, params):
+            return jax.lax.switch(number, [partial(function, width) for width in widths], params)
+
+        # Autodiff of a switch keeps what every branch would, filled up with zeros. Here each makes its own gradient.
+        @jax.custom_vjp
+        def chosen(params):
+            return of_width(cost, params)
+
+        def forward(params):
+            gradient = jax.value_and_grad(cost, argnums=1, has_aux=True)
+            return of_width(gradient, params)
+
+        def backward(gradient, cotangent):
+            return (jax.tree.map(lambda leaf: cotangent[0] * leaf, gradient),)
+
+        chosen.defvjp(forward, backward)
+        total, (count, metrics, new) = chosen(params)
+        return Mean(total, count), metrics, new
 
 
 @dataclasses.dataclass(frozen=True)

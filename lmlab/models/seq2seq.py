@@ -18,14 +18,14 @@ from lmlab.layers.recurrent import Carry, LSTMCarry, Recurrent, check_cell, stat
 from lmlab.layers.scores import Attention
 from lmlab.tasks import cross_entropy
 
-ATTENTION = ("none", "luong", "bahdanau")
+ATTENTION, VALUES = ("none", "luong", "bahdanau"), ("states", "embeddings")
 
 
 class Memory(NamedTuple):
-    """What the decoder sees of a source: the encoder's states as keys and as values, and where they are."""
+    """What the decoder sees of a source: the encoder's states as keys, them or embeddings as values, where they are."""
 
     keys: Float[Array, "B S F"]
-    values: Float[Array, "B S H"]
+    values: Float[Array, "B S V"]
     mask: Bool[Array, "B S"]
 
 
@@ -36,6 +36,8 @@ class Seq2Seq(nn.Module):
                3, without input feeding); bahdanau: c_t = attention(h_{t-1}, (k, v)), h_t = cell(h_{t-1}, [E y_{t-1};
                c_t]) (Bahdanau et al. 2015, section 3.1). Logits are W tanh(W_c [c_t; h_t]), without attention W h_t
     score      of `lmlab.layers.scores`
+    values     what is summed up by attention: the encoder's states, each of which has read its neighbours, or the
+               embeddings of the source, each of which tells one token alone
     reverse    the encoder reads the source from its end (Sutskever et al. 2014, section 3.3)
     bidirectional  and both ways at once; its states, 2 H wide, are then mapped to H
 
@@ -51,6 +53,7 @@ class Seq2Seq(nn.Module):
     dropout: Rate = 0.0
     attention: str = "luong"
     score: str = "scaled"
+    values: str = "states"
     bidirectional: bool = False
     reverse: bool = False
 
@@ -59,6 +62,8 @@ class Seq2Seq(nn.Module):
         check_rate(self.dropout)
         if self.attention not in ATTENTION:
             raise ValueError(f"unknown attention {self.attention!r}; allowed: {', '.join(ATTENTION)}")
+        if self.values not in VALUES:
+            raise ValueError(f"unknown values {self.values!r}; allowed: {', '.join(VALUES)}")
         for name in ("source_size", "target_size", "num_layers", "d_model", "d_embed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
@@ -100,14 +105,14 @@ class Seq2Seq(nn.Module):
         lengths = jnp.sum(source > 0, axis=1)
         turn = _turned(source.shape[1], lengths) if self.reverse else None
         x = self.source_embed(source)
-        x = x if nudge is None else x + nudge
-        x = x if turn is None else jnp.take_along_axis(x, turn[..., None], axis=1)
-        states, carry = self.encoder(self.drop(x, train), lengths=lengths, train=train)
+        embedded = self.drop(x if nudge is None else x + nudge, train)
+        x = embedded if turn is None else jnp.take_along_axis(embedded, turn[..., None], axis=1)
+        states, carry = self.encoder(x, lengths=lengths, train=train)
         states = states if turn is None else jnp.take_along_axis(states, turn[..., None], axis=1)
         if self.bidirectional:
             states, carry = self.merge_states(states), self._merged(carry)
         keys = states if self.attention == "none" else self.attend.keys(states)
-        return Memory(keys, states, source > 0), carry
+        return Memory(keys, states if self.values == "states" else embedded, source > 0), carry
 
     def _merged(self, carry):
         """tanh(W [forward; backward]) of the last states, W alone of the cells of an LSTM."""

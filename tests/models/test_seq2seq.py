@@ -12,6 +12,7 @@ KINDS = {
     "plain": {"attention": "none", "cell": "gru", "num_layers": 2, "reverse": True},
     "luong": {"attention": "luong", "score": "bilinear", "reverse": True},
     "bahdanau": {"attention": "bahdanau", "score": "additive", "bidirectional": True},
+    "embeddings": {"attention": "luong", "score": "bilinear", "values": "embeddings", "reverse": True},
 }
 SOURCE = jnp.array([[5, 3, 4, 2], [4, 2, 0, 0], [3, 3, 2, 0]])
 TARGET = jnp.array([[1, 5, 6, 2, 0], [1, 3, 2, 0, 0], [1, 4, 4, 4, 2]])
@@ -59,7 +60,7 @@ def test_no_token_sees_those_to_come_and_padding_of_the_source_nothing_at_all(ki
     assert np.abs(other[0] - whole[0]).max() > 1e-4, "the last token of the source is read"
 
 
-@pytest.mark.parametrize("kind", ["luong", "bahdanau"])
+@pytest.mark.parametrize("kind", ["luong", "bahdanau", "embeddings"])
 def test_weights_are_of_what_is_there(kind):
     model, variables = load(kind)
     weights = jax.jit(model.weights)(variables, SOURCE, TARGET)
@@ -68,6 +69,15 @@ def test_weights_are_of_what_is_there(kind):
     assert not weights[1, :, 2:].any() and not weights[2, :, 3:].any()
     with pytest.raises(ValueError, match="a model without attention has no alignment"):
         load("plain")[0].weights({}, SOURCE, TARGET)
+
+
+def test_values_may_be_embeddings():
+    """Each where its token stands, though the encoder reads from the end."""
+    model, variables = load("embeddings")
+    memory, _ = model.apply(variables, SOURCE, method="encode")
+    table = variables["params"]["source_embed"]["embedding"]
+    np.testing.assert_array_equal(memory.values, table[SOURCE])
+    assert memory.keys.shape == (3, 4, 8)
 
 
 def test_reading_from_the_end_is_reading_the_turned_source():
@@ -134,6 +144,7 @@ def test_dropout_falls_in_training_alone():
     ("options", "told"),
     [
         ({"attention": "self"}, "unknown attention 'self'; allowed: none, luong, bahdanau"),
+        ({"values": "keys"}, "unknown values 'keys'; allowed: states, embeddings"),
         ({"cell": "tree"}, "unknown cell 'tree'"),
         ({"d_model": 0}, "d_model must be at least 1, received 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, received 1.0"),
