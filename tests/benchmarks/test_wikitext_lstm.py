@@ -28,14 +28,7 @@ def copied(params):
     module = wikitext_lstm.LSTM(11, 8, 2, 0.0)
     ours = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert sum(p.numel() for p in module.parameters()) == ours + 2 * 32
-    with torch.no_grad():
-        module.embed.weight.copy_(torch.tensor(np.asarray(params["embed"]["embedding"])))
-        for layer in range(2):
-            inward, u = params["recurrent"][f"input_{layer}"], params["recurrent"][f"recurrent_{layer}"]
-            for name, value in (("weight_ih", inward["kernel"].T), ("weight_hh", u.T)):
-                getattr(module.recurrent, f"{name}_l{layer}").copy_(torch.tensor(np.asarray(value)))
-            for name in ("bias_ih", "bias_hh"):
-                getattr(module.recurrent, f"{name}_l{layer}").zero_()
+    wikitext_lstm.begin_as_ours(module, params)
     return module
 
 
@@ -52,10 +45,9 @@ def test_updates_are_ours_but_for_the_second_bias():
     task, source = Carried(MODEL), text.streams(IDS, 6, 3, 0)
     params, collections = nn.meta.unbox(task.init(jax.random.key(0), source.batch(source.data, 0)))
     module, before = copied(params), np.asarray(params["embed"]["embedding"])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_("bias_hh" not in name)
     ours, adam = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2)), torch.optim.Adam
-    theirs, state, carried = adam(module.parameters(), lr=1e-2), ours.init(params), None
+    moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    theirs, state, carried = adam(moving, lr=1e-2), ours.init(params), None
 
     @jax.jit
     def update(params, collections, state, batch):
@@ -114,3 +106,13 @@ def test_it_learns():
     ids = torch.arange(64) % 4
     model = wikitext_lstm.train(config, ids, 4, lambda line: None)
     assert wikitext_lstm.loss_of(model, ids, 8) < 0.3
+
+
+def test_it_begins_with_the_weights_of_our_run(tmp_path):
+    import lmlab
+
+    spec, short = f"{EXPERIMENT}:wikitext,lstm,demo", {"duration": "1 step", "optimizer.learning_rate": 1e-30}
+    run = lmlab.train(spec, tmp_path / "run", {**short, "seed": 3, "batch_size": 8, "evaluate_every": "0"})
+    begun = wikitext_lstm.our_weights(run.config, run.experiment.task.model.vocab_size)
+    moved = nn.meta.unbox(run.variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-20), begun, moved)
