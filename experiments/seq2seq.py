@@ -12,6 +12,8 @@ all translations of a source. Beside it the answer of the training source with t
     lmlab sample --workdir=runs/fr-en --input=french.txt --output=english.txt
     lmlab figures --workdir=runs/fr-en        # alignments, influence of the source, an animation, BLEU by length
     lmlab sweep --config=experiments/seq2seq.py --workdir=sweeps/attention               # attention or none, 3 seeds
+    lmlab sweep --config=experiments/seq2seq.py:luong,short,cpu --grid=model.score=dot,scaled,bilinear,additive \
+                --workdir=sweeps/scores
     lmlab train --config=experiments/seq2seq.py:reversing,cpu --workdir=runs/reversing   # the alignment is known
     lmlab train --config=experiments/seq2seq.py:reversing,embeddings,cpu --workdir=runs/embeddings
 
@@ -63,6 +65,7 @@ VARIANTS = {
     "scaled": "scores q . k / sqrt(d) (the default)",
     "bilinear": "scores (W_1 q) . (W_2 k)",
     "additive": "scores v . tanh(W_1 q + W_2 k)",
+    "short": "one epoch, to compare scores: 6 minutes",
     "embeddings": "attention sums up embeddings of the source, not states of the encoder",
     "long": "besides, 2 to 5 pairs joined, up to 60 words, in training and in a test by length",
     "reversing": "words of letters, from last to first; the alignment is known",
@@ -136,6 +139,8 @@ def get_config(variant=""):
             config.data = {"kind": kind, "shortest": 3, "longest": 12, "count": 20_000, "split_seed": 0}
             config.update(duration="10 epochs", widths=())
             config.decoding.most = 14
+    if "short" in parts:
+        config.duration = "1 epoch"
     if "demo" in parts:
         config.update(duration="12 epochs", batch_size=32, widths=())
         config.model.update(d_model=96, d_embed=64, dropout=0.0, num_layers=min(config.model.num_layers, 2))
@@ -397,22 +402,24 @@ def by_length(arms, evaluation, edges):
 
 
 def difference(arms):
-    """BLEU above no attention, or above the first arm, run by run in the order of seeds, by paired bootstrap."""
+    """BLEU above no attention, or above the first arm, of the runs of one seed, by paired bootstrap."""
     figure, axes = style.new()
     first = "no attention" if "no attention" in arms else next(iter(arms))
     rest = [(name, runs) for name, runs in arms.items() if name != first]
-    base = sorted(arms[first], key=lambda run: run.config.seed)
+    base = {run.config.seed: run.arrays("translation")["statistics"] for run in arms[first]}
     for i, (name, runs) in enumerate(rest):
-        both = zip(base, sorted(runs, key=lambda run: run.config.seed), strict=False)
-        counts = [[run.arrays("translation")["statistics"] for run in pair] for pair in both]
-        found = [bleu.paired_bootstrap(*pair) for pair in counts]
+        theirs = {run.config.seed: run.arrays("translation")["statistics"] for run in runs}
+        seeds = sorted(base.keys() & theirs.keys())
+        if not seeds:
+            continue
+        found = [bleu.paired_bootstrap(base[seed], theirs[seed]) for seed in seeds]
         value, low, high = np.array([each[:3] for each in found]).T
         look = {"marker": style.MARKERS[i], "color": style.COLORS[i], "linestyle": "none"}
         axes.errorbar(
-            np.arange(len(found)) + 0.1 * i, value, (value - low, high - value), capsize=2, label=name, **look
+            np.array(seeds) + 0.1 * i, value, (value - low, high - value), capsize=2, label=name, **look
         )
     axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set_xticks(range(len(base)), [str(run.config.seed) for run in base])
+    axes.set_xticks(sorted(base))
     axes.set(xlabel="seed", ylabel=f"BLEU above {first}")
     axes.legend()
     return figure
