@@ -125,7 +125,7 @@ def record(runs, scores: Sequence[Mapping[str, float]], folder: Path, join: bool
 
 
 def table(folder: Path) -> str:
-    """The results table in Markdown: a row a metric with a bar; without one, two of TOLD, or each loss."""
+    """The results table in Markdown: a row a metric with a bar; without one, a row of two of TOLD, or of each loss."""
     head = "| experiment | metric | ours, mean ± deviation (seeds) | bar | published | hardware |"
     lines = [head, "| --- | --- | --- | --- | --- | --- |"]
     for path in sorted(folder.glob("*.json")):
@@ -134,18 +134,19 @@ def table(folder: Path) -> str:
             continue
         name = value["experiment"].removesuffix(".py") + (f":{value['variant']}" if value["variant"] else "")
         metrics = value["metrics"]
-        told = [key for key in metrics if "bar" in metrics[key]]
+        told = [[key] for key in metrics if "bar" in metrics[key]]
         held_out = [f"{part}/{name}" for name in TOLD for part in ("test", "translation")]
-        told = told or [key for key in held_out if key in metrics][:2]
-        told = told or [key for key in metrics if key.endswith("/loss")]
+        held_out = [key for key in held_out if key in metrics][:2]
+        told = told or [held_out or [key for key in metrics if key.endswith("/loss")]]
         machine = hardware(value["hardware"])
-        for key in told:
-            row = metrics[key]
+        for keys in filter(None, told):
+            row = metrics[keys[0]]
             bar = f"{row['bar']:g}, {'met' if row['met'] else 'missed'}" if "bar" in row else ""
             published = f"{row['published']:g} ({row['source']})" if row.get("published") else ""
-            ours = f"{_spread(row['values'])} ({len(value['seeds'])})"
+            ours = ", ".join(_spread(metrics[key]["values"]) for key in keys)
             lines.append(
-                f"| [`{name}`](results/{path.name}) | {key} | {ours} | {bar} | {published} | {machine} |"
+                f"| [`{name}`](results/{path.name}) | {', '.join(keys)} | {ours} ({len(value['seeds'])}) "
+                f"| {bar} | {published} | {machine} |"
             )
     return "\n".join(lines)
 
