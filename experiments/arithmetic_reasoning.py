@@ -90,6 +90,7 @@ def get_config(variant=""):
     if "cpu" in parts or "demo" in parts:
         config.update(duration="1 epoch", batch_size=64)
         config.data.count = 20_000
+        config.optimizer.learning_rate = 4e-3 if network == "gpt" else 1e-2
         config.model.update(
             {"d_model": 256} if network != "gpt" else {"num_layers": 4, "num_heads": 4, "d_model": 128}
         )
