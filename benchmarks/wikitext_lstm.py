@@ -173,7 +173,7 @@ def main(argv=None) -> int:
         "duration": config.duration,
         "seed": config.seed,
         "from_ours": options.from_ours,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "seconds": round(time.perf_counter() - started, 1),
         "torch": torch.__version__,
     }

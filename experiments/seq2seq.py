@@ -330,7 +330,9 @@ def figures(runs):
 
 def arm(run) -> str:
     model = run.config.model
-    return "no attention" if model.attention == "none" else f"{model.attention}, {model.score}"
+    if model.attention == "none":
+        return "no attention"
+    return f"{model.attention}, {model.score}" + ", embeddings" * (model.get("values") == "embeddings")
 
 
 def some_sources(pairs) -> list[str]:

@@ -20,6 +20,7 @@ from lmlab.experiment import Assets, Experiment
 from lmlab.flags import Flags, UsageError
 from lmlab.layers import tricks
 from lmlab.sources import Resident
+from lmlab.tasks import Narrowed
 from lmlab.training import parallel
 from lmlab.training.loop import Trainer
 from lmlab.training.metrics import peak_flops
@@ -197,7 +198,8 @@ class Plan:
             optimizer = experiment.optimizer(self.trainer.clock)
             state = nn.unbox(create(experiment, optimizer, key, batch, False))
             if experiment.step is None:
-                return update(experiment.task.loss, None, state, batch, key)
+                task = experiment.task.task if isinstance(experiment.task, Narrowed) else experiment.task
+                return update(task.loss, None, state, batch, key)
             return experiment.step(state, batch, key, update)
 
         with nn.intercept_methods(self._note):

@@ -125,7 +125,8 @@ class Narrowed:
     """`task` on batches without the columns that are padding in every row, so that short ones take less time.
 
     A batch is cut to the least of `widths` that holds it, for each of which a program is compiled. keys: its arrays of
-    token ids, 0 behind each row. Of what `loss` gives, the total of the loss alone may be differentiated, by params.
+    token ids, 0 behind each row. Of what `loss` gives, the total of the loss alone may be differentiated, by params
+    alone and in reverse: other gradients are 0. The `task` is what `lmlab plan` counts.
     """
 
     task: Any
@@ -147,28 +148,28 @@ class Narrowed:
 
         number = jnp.searchsorted(jnp.array(widths), longest)
 
-        def cost(width, params):
+        def cost(width, params, rest):
+            collections, batch, key = rest
             cut = {**batch, **{name: batch[name][:, :width] for name in self.keys}}
             mean, metrics, new = self.task.loss(params, collections, cut, key, train)
             return mean.total, (mean.count, metrics, new)
 
-        def of_width(function, params):
-            return jax.lax.switch(number, [partial(function, width) for width in widths], params)
+        def of_width(number, function, *operands):
+            return jax.lax.switch(number, [partial(function, width) for width in widths], *operands)
 
         # Autodiff of a switch keeps what every branch would, filled up with zeros. Here each makes its own gradient.
         @jax.custom_vjp
-        def chosen(params):
-            return of_width(cost, params)
+        def chosen(number, params, rest):
+            return of_width(number, cost, params, rest)
 
-        def forward(params):
-            gradient = jax.value_and_grad(cost, argnums=1, has_aux=True)
-            return of_width(gradient, params)
+        def forward(number, params, rest):
+            return of_width(number, jax.value_and_grad(cost, argnums=1, has_aux=True), params, rest)
 
         def backward(gradient, cotangent):
-            return (jax.tree.map(lambda leaf: cotangent[0] * leaf, gradient),)
+            return None, jax.tree.map(lambda leaf: cotangent[0] * leaf, gradient), None
 
         chosen.defvjp(forward, backward)
-        total, (count, metrics, new) = chosen(params)
+        total, (count, metrics, new) = chosen(number, params, (collections, batch, key))
         return Mean(total, count), metrics, new
 
 

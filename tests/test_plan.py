@@ -18,8 +18,8 @@ from lmlab.training.loop import Trainer
 from tests.conftest import ROOT
 from tests.training import toys
 
-GPT, RNN, IMAGES = (
-    f"{ROOT}/experiments/{name}.py:demo" for name in ("gpt_char", "recurrent_lm", "autoencoder")
+GPT, RNN, IMAGES, PAIRS = (
+    f"{ROOT}/experiments/{name}.py:demo" for name in ("gpt_char", "recurrent_lm", "autoencoder", "seq2seq")
 )
 SMALL = {
     "model.num_layers": 2,
@@ -62,6 +62,7 @@ CASES = {  # experiment, overrides, mesh, XLA's temporary memory and its FLOPs a
     "images fsdp": (IMAGES, {}, "fsdp:8", None, (0.97, 1.1)),
     "recurrent": (RNN, {}, "data:1", (0.6, 2.0), None),  # XLA counts one pass of the loop
     "recurrent fsdp": (RNN, {}, "fsdp:8", None, None),
+    "pairs, cut": (PAIRS, {"widths": (8,)}, "data:1", (0.6, 2.0), None),
 }
 
 

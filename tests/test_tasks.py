@@ -141,6 +141,26 @@ def test_a_batch_without_its_empty_columns_costs_the_same():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
+@pytest.mark.usefixtures("compiled_in_haste")
+def test_the_gradient_of_a_cut_batch_goes_through_what_is_put_round_it():
+    task = NextTargetToken(Seq2Seq(9, 9, "gru", d_model=8, d_embed=4))
+    narrow, rows = Narrowed(task, ("source", "target"), (3,)), jnp.full((2, 5), 4)
+    batch = {"source": rows * (jnp.arange(5)[None] < 2), "target": rows * (jnp.arange(5)[None] < 3)}
+    params = nn.meta.unbox(task.init(jax.random.key(0), batch)[0])
+
+    def total(params, batch):
+        return narrow.loss(params, {}, batch, jax.random.key(0), True)[0].total
+
+    def scanned(params, batch):
+        batches = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), batch)
+        return jax.lax.scan(lambda sum, batch: (sum + total(params, batch), None), 0.0, batches)[0] / 2
+
+    wanted = jax.grad(lambda params: task.loss(params, {}, batch, jax.random.key(0), True)[0].total)(params)
+    for wrapped in (jax.jit(total), jax.checkpoint(total), scanned):
+        found = jax.grad(wrapped)(params, batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+
+
 def test_the_width_is_the_least_that_holds_the_batch():
     class Widths:
         def loss(self, params, collections, batch, key, train):

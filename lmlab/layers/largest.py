@@ -17,7 +17,7 @@ def largest(x: Float[Array, "*B V"], k: int) -> tuple[Float[Array, "*B k"], Int[
     """
     count = x.shape[-1]
     size = math.isqrt(count)
-    if size < 4 * k or not tricks.uses("largest"):
+    if size < 4 * k or x.dtype != jnp.float32 or not tricks.uses("largest"):
         return tuple(lax.top_k(x, k))
     window, rest = (1,) * (x.ndim - 1) + (size,), -count % size
     maxima = lax.reduce_window(x, -jnp.inf, lax.max, window, window, (*((0, 0),) * (x.ndim - 1), (0, rest)))
@@ -31,6 +31,6 @@ def largest(x: Float[Array, "*B V"], k: int) -> tuple[Float[Array, "*B k"], Int[
 
 def argmax(x: Float[Array, "*B V"]) -> Int[Array, "*B"]:
     """The place of the largest of the last axis, the first of equal ones; of no gradient."""
-    if not tricks.uses("largest"):
+    if x.shape[-1] < 64 or x.dtype != jnp.float32 or not tricks.uses("largest"):
         return jnp.argmax(x, axis=-1)
     return largest(lax.stop_gradient(x), 1)[1][..., 0]
