@@ -16,8 +16,9 @@ are not in it, in no letters; extrapolate has larger numbers and more functions 
 Saxton et al., table 1, mean over their modules, context: LSTM 0.57 interpolated and 0.41 extrapolated, with attention
 0.58 and 0.42, transformer 0.76 and 0.50, of 18, 26 and 30 million parameters after 500,000 updates of 1,024.
 
-demo: two families' worth of updates, a minute. cpu: not run yet. default: 200,000 questions a
-family, with an accelerator.
+demo: two families' worth of updates, a minute. cpu: 8 minutes a run of LSTMs on one core, 20 of the transformer; it shows
+that they train, not what they can: hardly more answers are right than the commonest. default: 200,000 questions a
+family, 20 epochs, with an accelerator (not run).
 """
 
 import dataclasses
@@ -90,7 +91,7 @@ def get_config(variant=""):
     if "cpu" in parts or "demo" in parts:
         config.update(duration="1 epoch", batch_size=64)
         config.data.count = 20_000
-        config.optimizer.learning_rate = 4e-3 if network == "gpt" else 1e-2
+        config.optimizer.learning_rate = 1e-3 if network == "gpt" else 1e-2
         config.model.update(
             {"d_model": 256} if network != "gpt" else {"num_layers": 4, "num_heads": 4, "d_model": 128}
         )
