@@ -11,8 +11,8 @@ Hochreiter and Schmidhuber 1997: to add the two of T numbers that are marked (wh
     lmlab sweep --config=experiments/vanishing_gradients.py:long --workdir=sweeps/gradients-200
     lmlab figures --workdir=sweeps/gradients     # norms against T - t, the loss, the gradient's norm before clipping
 
-Bar: at T = 100 and 200 the gated cells end below 0.05 in each of three seeds, the plain one in none. `no_forget_bias` shows
-what the LSTM is without: its gate begins at 1/2, and 2^-100 is what is left of a cell after 100 steps.
+Bar: at T = 100 and 200 the gated cells end below 0.05 in each of three seeds, the plain one in none. `no_forget_bias`
+shows what the LSTM is without: its gate begins at 1/2, and 2^-100 is what is left of a cell after 100 steps.
 
 demo: seconds, T = 30. cpu, the default: half a minute a run on one core, a minute with `long`. All data are generated.
 """
