@@ -97,7 +97,7 @@ def get_config(variant=""):
             "dropout": 0.2,
             "attention": "luong",
             "score": "scaled",
-            "values": "states",
+            "value": "states",
             "bidirectional": False,
             "reverse": False,
         },
@@ -122,7 +122,7 @@ def get_config(variant=""):
     if "bahdanau" in parts:
         config.model.update(cell="gru", attention="bahdanau", score="additive", bidirectional=True)
     if "embeddings" in parts:
-        config.model.values = "embeddings"
+        config.model.value = "embeddings"
     if "none" in parts:
         config.model.attention = "none"
     if "reverse" in parts:
@@ -332,7 +332,7 @@ def arm(run) -> str:
     model = run.config.model
     if model.attention == "none":
         return "no attention"
-    return f"{model.attention}, {model.score}" + ", embeddings" * (model.get("values") == "embeddings")
+    return f"{model.attention}, {model.score}" + ", embeddings" * (model.get("value") == "embeddings")
 
 
 def some_sources(pairs) -> list[str]:

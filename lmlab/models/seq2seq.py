@@ -36,7 +36,7 @@ class Seq2Seq(nn.Module):
                3, without input feeding); bahdanau: c_t = attention(h_{t-1}, (k, v)), h_t = cell(h_{t-1}, [E y_{t-1};
                c_t]) (Bahdanau et al. 2015, section 3.1). Logits are W tanh(W_c [c_t; h_t]), without attention W h_t
     score      of `lmlab.layers.scores`
-    values     what is summed up by attention: the encoder's states, each of which has read its neighbours, or the
+    value      what is summed up by attention: the encoder's states, each of which has read its neighbours, or the
                embeddings of the source, each of which tells one token alone
     reverse    the encoder reads the source from its end (Sutskever et al. 2014, section 3.3)
     bidirectional  and both ways at once; its states, 2 H wide, are then mapped to H
@@ -53,7 +53,7 @@ class Seq2Seq(nn.Module):
     dropout: Rate = 0.0
     attention: str = "luong"
     score: str = "scaled"
-    values: str = "states"
+    value: str = "states"
     bidirectional: bool = False
     reverse: bool = False
 
@@ -62,8 +62,8 @@ class Seq2Seq(nn.Module):
         check_rate(self.dropout)
         if self.attention not in ATTENTION:
             raise ValueError(f"unknown attention {self.attention!r}; allowed: {', '.join(ATTENTION)}")
-        if self.values not in VALUES:
-            raise ValueError(f"unknown values {self.values!r}; allowed: {', '.join(VALUES)}")
+        if self.value not in VALUES:
+            raise ValueError(f"unknown value {self.value!r}; allowed: {', '.join(VALUES)}")
         for name in ("source_size", "target_size", "num_layers", "d_model", "d_embed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
@@ -112,7 +112,7 @@ class Seq2Seq(nn.Module):
         if self.bidirectional:
             states, carry = self.merge_states(states), self._merged(carry)
         keys = states if self.attention == "none" else self.attend.keys(states)
-        return Memory(keys, states if self.values == "states" else embedded, source > 0), carry
+        return Memory(keys, states if self.value == "states" else embedded, source > 0), carry
 
     def _merged(self, carry):
         """tanh(W [forward; backward]) of the last states, W alone of the cells of an LSTM."""

@@ -12,7 +12,7 @@ KINDS = {
     "plain": {"attention": "none", "cell": "gru", "num_layers": 2, "reverse": True},
     "luong": {"attention": "luong", "score": "bilinear", "reverse": True},
     "bahdanau": {"attention": "bahdanau", "score": "additive", "bidirectional": True},
-    "embeddings": {"attention": "luong", "score": "bilinear", "values": "embeddings", "reverse": True},
+    "embeddings": {"attention": "luong", "score": "bilinear", "value": "embeddings", "reverse": True},
 }
 SOURCE = jnp.array([[5, 3, 4, 2], [4, 2, 0, 0], [3, 3, 2, 0]])
 TARGET = jnp.array([[1, 5, 6, 2, 0], [1, 3, 2, 0, 0], [1, 4, 4, 4, 2]])
@@ -144,7 +144,7 @@ def test_dropout_falls_in_training_alone():
     ("options", "told"),
     [
         ({"attention": "self"}, "unknown attention 'self'; allowed: none, luong, bahdanau"),
-        ({"values": "keys"}, "unknown values 'keys'; allowed: states, embeddings"),
+        ({"value": "keys"}, "unknown value 'keys'; allowed: states, embeddings"),
         ({"cell": "tree"}, "unknown cell 'tree'"),
         ({"d_model": 0}, "d_model must be at least 1, received 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, received 1.0"),
