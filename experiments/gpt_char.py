@@ -49,6 +49,7 @@ def get_config(variant=""):
     config = configs.base(
         duration="5000 steps",
         batch_size=64,
+        precision="bf16",
         log_every="1 %",
         evaluate_every="5 %",
         checkpoint={"every": "5 %", "best": "validation/loss"},
@@ -74,7 +75,7 @@ def get_config(variant=""):
     )
     parts = variant.split(",")
     if "cpu" in parts or "demo" in parts:
-        config.update(duration="2000 steps", batch_size=12, evaluate_every="10 %")
+        config.update(duration="2000 steps", batch_size=12, evaluate_every="10 %", precision="float32")
         config.model.update(num_layers=4, num_heads=4, d_model=128, context=64, dropout=0.0)
     if "demo" in parts:
         config.update(duration="1000 steps")
