@@ -64,11 +64,23 @@ def scaled_dot_product_attention(
     return einsum("bhts,bhsk->bhtk", weights, v), weights
 
 
-def _fused(q, k, v, mask, causal):
-    """The same by cuDNN's flash attention, which keeps no weights."""
+def _fused(q, k, v, mask, causal, implementation="cudnn"):
+    """The same by cuDNN's flash attention, which keeps no weights.
+
+    It takes even lengths alone: an odd one gets a place more, to which nothing attends.
+    """
+    target, source = q.shape[2], k.shape[2]
+    odd, odd_source = target % 2, source % 2
+    if odd_source and not (causal and target == source):
+        mask = _and(mask, (jnp.arange(source) >= 0)[None])  # so that there is one to pad
+    if mask is not None and (odd or odd_source):
+        wide = jnp.broadcast_to(mask, (*mask.shape[:2], target, source))
+        mask = jnp.pad(wide, ((0, 0), (0, 0), (0, odd), (0, odd_source)))
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, odd), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, odd_source), (0, 0))) for x in (k, v))
     q, k, v = (x.astype(jnp.bfloat16).swapaxes(1, 2) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
-    return out.swapaxes(1, 2).astype(jnp.float32)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+    return out.swapaxes(1, 2)[:, :, :target].astype(jnp.float32)
 
 
 def _can_fuse(q: Float[Array, "B H T K"]) -> bool:

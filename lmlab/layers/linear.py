@@ -1,8 +1,9 @@
 """Products with weights: `matmul` and `einsum`, which alone know about precision, and layers on them.
 
 Precision is JAX's own setting, `jax_default_matmul_precision`. Under "bfloat16" the operands of a
-product, forward and backward, are rounded to bfloat16, and sums and results stay float32; under any
-other value the product is plain. Parameters and activations are float32 always.
+product, forward and backward, are rounded to bfloat16, and sums stay float32; so do results, but on a GPU,
+where those that are activations are rounded as well, as by PyTorch's autocast: writing and reading them takes
+as long as the product. Under any other value the product is plain. Parameters and their gradients are float32.
 """
 
 import functools
@@ -25,10 +26,20 @@ def compute_dtype():
     return jnp.bfloat16 if jax.config.jax_default_matmul_precision == "bfloat16" else jnp.float32
 
 
+def _activation_dtype():
+    """The type in which a product of bfloat16 leaves the chip."""
+    return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+
+
 def einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """`jnp.einsum` of two arrays at the set precision; `spec` sums no axis of one array alone."""
+    return _einsum(spec, False, x, y)
+
+
+def _einsum(spec, weights, x, y):
+    """weights: y is a parameter."""
     if compute_dtype() == jnp.bfloat16:
-        return _rounded_einsum(spec, x.astype(jnp.float32), y.astype(jnp.float32))
+        return _rounded_einsum(spec, weights, x.astype(jnp.float32), y.astype(jnp.float32))
     return jnp.einsum(spec, x, y)
 
 
@@ -36,36 +47,37 @@ def matmul(x: Float[Array, "... D"], w: Float[Array, "D F"]) -> Float[Array, "..
     """x @ w, where a weight meets an activation."""
     # Two-dimensional operands: the transposes of the backward pass then cost no copy on a CPU.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return einsum("nd,df->nf", rows, w).reshape(*x.shape[:-1], w.shape[-1])
+    return _einsum("nd,df->nf", True, rows, w).reshape(*x.shape[:-1], w.shape[-1])
 
 
 # Autodiff alone would multiply a float32 cotangent with a bfloat16 operand, which no tensor core
 # takes, and then round the gradient to bfloat16: hence a rule of our own.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rounded_einsum(spec, x, y):
-    return _forward(spec, x, y)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounded_einsum(spec, weights, x, y):
+    return _forward(spec, weights, x, y)[0]
 
 
-def _forward(spec, x, y):
+def _forward(spec, weights, x, y):
     x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32), (x, y)
+    out = jnp.einsum(spec, x, y, preferred_element_type=_activation_dtype())
+    return out.astype(jnp.float32), (x, y)
 
 
-def _backward(spec, operands, cotangent):
+def _backward(spec, weights, operands, cotangent):
     x, y = operands
     inputs, out = spec.split("->")
     first, second = inputs.split(",")
-    cotangent = cotangent.astype(jnp.bfloat16)
-    to_first = _contract(f"{out},{second}->{first}", cotangent, y)
-    return to_first, _contract(f"{first},{out}->{second}", x, cotangent)
+    cotangent, dtype = cotangent.astype(jnp.bfloat16), _activation_dtype()
+    to_first = _contract(f"{out},{second}->{first}", cotangent, y, dtype)
+    return to_first, _contract(f"{first},{out}->{second}", x, cotangent, jnp.float32 if weights else dtype)
 
 
-def _contract(spec, x, y):
-    """The einsum of bfloat16 arrays with float32 sums."""
+def _contract(spec, x, y, dtype):
+    """The einsum of bfloat16 arrays with float32 sums, which leave the chip as `dtype`."""
     inputs, out = spec.split("->")
     first, second = inputs.split(",")
     if not (tricks.uses("turned_operand") and first[:-1] == second[:-1] and first[-2] not in out):
-        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+        return jnp.einsum(spec, x, y, preferred_element_type=dtype).astype(jnp.float32)
     # x^T y: XLA's fast kernels on a CPU want the axis that is summed to lie innermost in the first operand,
     # so the narrower of the two is turned in memory, and made the first.
     if x.shape[-1] > y.shape[-1]:

@@ -1,4 +1,4 @@
-"""Other ways to the same numbers that are faster on a CPU, each with a name and a switch.
+"""Other ways to the same numbers that are faster, each with a name and a switch.
 
 turned_operand      x^T y of a backward pass in bfloat16 as a product that the CPU has a kernel for (linear.py)
 table_rows          a linear map of embeddings maps the table, not each embedding (linear.py)
@@ -6,9 +6,9 @@ recurrent_gradient  dU of a recurrent layer as one product after the scan, not o
 largest             the largest of many numbers in two stages (largest.py)
 kernel_gradient     dW of a convolution as a convolution of another, or as products (convolution.py)
 
-They are on where JAX's default backend is a CPU and off elsewhere. `without` switches some off, as the
-environment variable LMLAB_WITHOUT does ("table_rows,turned_operand", or "all"); both are read while a
-function is traced. Gradients are the same but for rounding. recurrent_gradient and kernel_gradient have a reverse
+They are on where JAX's default backend is a CPU, recurrent_gradient on a GPU as well, and off elsewhere. `without`
+switches some off, as the environment variable LMLAB_WITHOUT does ("table_rows,turned_operand", or "all"); both are
+read while a function is traced. Gradients are the same but for rounding. recurrent_gradient and kernel_gradient have a reverse
 rule alone: forward mode (`jax.jvp`) through such a layer wants `without("recurrent_gradient")`.
 """
 
@@ -19,7 +19,14 @@ from collections.abc import Iterator
 
 import jax
 
-NAMES = ("turned_operand", "table_rows", "recurrent_gradient", "kernel_gradient", "largest")
+NAMES = {
+    "turned_operand": ("cpu",),
+    "table_rows": ("cpu",),
+    "recurrent_gradient": ("cpu", "gpu"),
+    "kernel_gradient": ("cpu",),
+    "largest": ("cpu",),
+}
+"""And the backends on which each is on."""
 
 
 def _parse(names: str) -> frozenset[str]:
@@ -38,7 +45,7 @@ def uses(name: str) -> bool:
     off = _off.get()
     if off is None:
         off = _parse(os.environ.get("LMLAB_WITHOUT", ""))
-    return name not in off and jax.default_backend() == "cpu"
+    return name not in off and jax.default_backend() in NAMES[name]
 
 
 @contextlib.contextmanager
