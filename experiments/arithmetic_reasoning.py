@@ -8,7 +8,7 @@ are not in it, in no letters; extrapolate has larger numbers and more functions 
     lmlab sweep --config=experiments/arithmetic_reasoning.py --workdir=sweeps/reasoning      # three networks and seeds
     lmlab evaluate --workdir=sweeps/reasoning
     lmlab figures --workdir=sweeps/reasoning
-    lmlab train --config=experiments/arithmetic_reasoning.py:gpt,cpu --workdir=runs/reasoning
+    lmlab train --config=experiments/arithmetic_reasoning.py:gpt,brief --workdir=runs/reasoning    # on a GPU
     lmlab sample --workdir=runs/reasoning --question="Calculate -84 + 4111."
     lmlab train --config=experiments/arithmetic_reasoning.py:gpt,deepmind,cpu --workdir=runs/saxton     # their files
     lmlab train --config=experiments/arithmetic_reasoning.py:demo --workdir=runs/reasoning-demo
@@ -17,8 +17,8 @@ Saxton et al., table 1, mean over their modules, context: LSTM 0.57 interpolated
 0.58 and 0.42, transformer 0.76 and 0.50, of 18, 26 and 30 million parameters after 500,000 updates of 1,024.
 
 demo: two families' worth of updates, a minute. cpu: 8 minutes a run of LSTMs on one core, 20 of the transformer; it
-shows that they train, not what they can: hardly more answers are right than the commonest. default: 200,000 questions
-a family, 4 epochs in batches of 1,024, for an accelerator.
+shows that they train, not what they can: hardly more answers are right than the commonest. brief: minutes on
+a GPU. default: 200,000 questions a family, 20 epochs in batches of 1,024, for an accelerator (not run).
 """
 
 import dataclasses
@@ -50,6 +50,7 @@ FAMILY, PAPER = "sequence to sequence", "Saxton et al. 2019"
 VARIANTS = {
     "demo": "few questions and small models: a minute",
     "cpu": "20,000 questions a family, smaller models",
+    "brief": "100,000 questions a family, 2,000 updates: minutes on a GPU",
     "lstm": "encoder and decoder, no attention",
     "attention": "the same with attention (the default)",
     "gpt": "question and answer as one text",
@@ -63,7 +64,7 @@ def get_config(variant=""):
     parts = variant.split(",")
     network = next((part for part in NETWORKS if part in parts), "attention")
     config = configs.base(
-        duration="4 epochs",
+        duration="20 epochs",
         batch_size=1024,
         precision="bf16",
         log_every="1 %",
@@ -90,6 +91,11 @@ def get_config(variant=""):
         config.optimizer.learning_rate = 1e-3
     if "deepmind" in parts:
         config.data.path = "mathematics"
+    if "brief" in parts:
+        config.update(duration="2000 steps", evaluate_every="50 %", checkpoint={"every": "50 %"})
+        config.data.count = 100_000
+        if network == "gpt":
+            config.widths = ()  # one program a width: a GPU's compiler takes longer than the steps it would save
     if "cpu" in parts or "demo" in parts:
         config.update(duration="1 epoch", batch_size=64, precision="float32")
         config.data.count = 20_000
