@@ -41,6 +41,7 @@ TINY = {"num_layers": 1, "num_heads": 2, "d_model": 16, "context": 16, "vocab_si
 ON_CPU = ("gpt2", "sampling", "gru", "profile")
 """What runs there unless parts are named: one of each kind."""
 SPEED_BAR, MFU_BAR = 1.1, 0.5
+TITLE = f"GPT-2 124M, context 1,024, batch {4 * BATCH}, bf16"
 ROUNDS, CPU_ROUNDS = 10, 2
 CPU = "cpu (tiny sizes, only to keep the script alive)"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
@@ -299,17 +300,26 @@ def judged(part: Part, rows: dict[str, dict], peak: float) -> dict:
     return record
 
 
-def bars(done: dict[str, dict], gpu: bool) -> list[dict]:
-    """The bars of GPT-2 124M; `value` None where it could not be told. MFU is that of the best batch."""
-    speed = done.get("gpt2", {}).get("ratio", {}).get("median") if gpu else None
-    arms = {name: part.get("arms", {}).get("lmlab", {}) for name, part in done.items()}
+def rows(done: dict[str, dict], gpu: bool) -> list[dict]:
+    """What README's table shows of GPT-2 124M: the ratio, and the MFU of the best batch. Only of a GPU."""
+    told, part = [], done.get("gpt2", {})
+    if gpu and "ratio" in part:
+        facts = {
+            "unit": "step",
+            "ours": "lmlab",
+            "peer": part["peer"],
+            "ratio": part["ratio"],
+            "bar": SPEED_BAR,
+        }
+        told.append({"title": TITLE, **facts, "met": part["ratio"]["median"] >= SPEED_BAR})
+    arms = {name: each.get("arms", {}).get("lmlab", {}) for name, each in done.items()}
     shares = {name: arm["mfu"] for name, arm in arms.items() if name.startswith("gpt2") and "mfu" in arm}
-    best = max(shares, key=shares.get, default="")
-    rows = [
-        {"title": "torch.compile's time over lmlab's", "part": "gpt2", "value": speed, "bar": SPEED_BAR},
-        {"title": "lmlab's MFU", "part": best, "value": shares.get(best), "bar": MFU_BAR},
-    ]
-    return [{**row, "met": None if row["value"] is None else row["value"] >= row["bar"]} for row in rows]
+    if shares:
+        best = max(shares, key=shares.get)
+        title = f"the same, share of the card's peak (MFU), batch {done[best]['sizes']['batch_size']}"
+        facts = {"unit": "of the peak", "ours": shares[best], "bar": MFU_BAR, "at_least": True}
+        told.append({"title": title, **facts, "met": shares[best] >= MFU_BAR})
+    return told
 
 
 def probe(environment: dict[str, str]) -> tuple[bool, str]:
@@ -348,6 +358,8 @@ def run(names: Sequence[str], budget: Budget, trace: str, output: Path) -> dict:
     record = {"device": kind if gpu else CPU, "precision": PRECISION, "rounds": rounds}
     found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
     record |= {"versions": {name: found[name] for name in PACKAGES if name in found}, **protocol.machine()}
+    if gpu:
+        record["machine"]["devices"] = f"1 x {kind}"
     output.parent.mkdir(parents=True, exist_ok=True)
     for name, part in chosen.items():
         why = "" if budget.left > 1 else "out of time"
@@ -359,7 +371,7 @@ def run(names: Sequence[str], budget: Budget, trace: str, output: Path) -> dict:
             done[name] = judged(part, measure(part, budget, rounds), peak_flops(kind, PRECISION))
             for arm, row in done[name]["arms"].items():
                 budget.say(told(arm, row))
-        record |= {"bars": bars(done, gpu), "seconds": round(budget.seconds - budget.left, 1), "parts": done}
+        record |= {"rows": rows(done, gpu), "seconds": round(budget.seconds - budget.left, 1), "parts": done}
         output.write_text(json.dumps(record, indent=1) + "\n")
     return record
 
@@ -386,9 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    for bar in record["bars"]:
-        value = "not run" if bar["value"] is None else f"{bar['value']:.3f}"
-        budget.say(f"{bar['title']}: {value}, bar {bar['bar']:g}")
+    for row in record["rows"]:
+        value = row["ratio"]["median"] if "ratio" in row else row["ours"]
+        budget.say(f"{row['title']}: {value:.3f}, bar {row['bar']:g}")
     budget.say(f"written to {options.output}")
     return 0
 

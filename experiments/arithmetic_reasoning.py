@@ -83,7 +83,7 @@ def get_config(variant=""):
             "bidirectional": False,
             "reverse": False,
         },
-        data={"path": "", "count": 200_000, "held_out": 500, "split_seed": 0},
+        data={"path": "", "count": 200_000, "held_out": 500, "split_seed": 0, "small": False},
         optimizer={"learning_rate": 2e-3, "schedule": "cosine", "warmup": "2 %", "final": 0.05, "clip": 1.0},
     )
     if network == "gpt":
@@ -98,7 +98,8 @@ def get_config(variant=""):
             config.widths = ()  # one program a width: a GPU's compiler takes longer than the steps it would save
     if "cpu" in parts or "demo" in parts:
         config.update(duration="1 epoch", batch_size=64, precision="float32")
-        config.data.count = 20_000
+        config.data.update(count=20_000, small=not config.data.path)
+        config.widths = (24, 48, 56, 64, 80, 96)
         config.optimizer.learning_rate = 1e-3 if network == "gpt" else 1e-2
         config.model.update(
             {"d_model": 256} if network != "gpt" else {"num_layers": 4, "num_heads": 4, "d_model": 128}

@@ -290,9 +290,13 @@ def test_the_speed_table_tells_ratios_beside_a_peer_and_costs_alone(tmp_path):
         "met": False,
     }
     machine = {"cores": 2, "processor": "Some Processor"}
+    share = {"title": "MFU", "unit": "of the peak", "ours": 0.5, "bar": 0.5, "at_least": True, "met": True}
+    card = machine | {"devices": "1 x Some GPU"}
     (tmp_path / "a.json").write_text(json.dumps({"rows": [row, cost], "machine": machine}))
+    (tmp_path / "c.json").write_text(json.dumps({"rows": [share], "machine": card}))
     (tmp_path / "b.json").write_text(json.dumps({"losses": [1.0]}))  # a record without rows
     assert results.speed_table(tmp_path).splitlines()[2:] == [
         "| [GPT](results/speed/a.json) | lmlab | 1.23 × as fast (1.10 to 1.30) as torch | ≥ 1, met | 2 cores of Some |",
         "| [import](results/speed/a.json) | 0.251 s |  | ≤ 0.2, missed | 2 cores of Some |",
+        "| [MFU](results/speed/c.json) | 0.5 of the peak |  | ≥ 0.5, met | 1 x Some GPU |",
     ]

@@ -18,15 +18,29 @@ SPLITS = {"train": "train", "validation": "interpolate", "test": "interpolate", 
 class Problems:
     """Parts of questions by family: `count` of each for training, `held_out` of each in the other parts.
 
+    small: the generator's small numbers, and the usual ones to extrapolate to.
     path: "" is the generator's seven families; or a folder of mathematics_dataset's files, of which each module is a
     family: train/, interpolate/, extrapolate/ (Saxton et al. 2019).
     """
 
-    def __init__(self, path: str = "", count: int = 20_000, held_out: int = 500, split_seed: int = 0):
+    def __init__(
+        self,
+        path: str = "",
+        count: int = 20_000,
+        held_out: int = 500,
+        split_seed: int = 0,
+        small: bool = False,
+    ):
         for name, value in (("count", count), ("held_out", held_out)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, received {value}")
-        self.path, self.count, self.held_out, self.split_seed = path, count, held_out, split_seed
+        self.path, self.count, self.held_out, self.split_seed, self.small = (
+            path,
+            count,
+            held_out,
+            split_seed,
+            small,
+        )
         self._parts: dict[str, dict[str, list[tuple[str, str]]]] = {}
 
     @functools.cached_property
@@ -46,7 +60,8 @@ class Problems:
     def _made(self, name):
         wanted = {"train": self.count, "test": 2 * self.held_out}.get(name, self.held_out)
         found = {
-            family: reasoning.generate(family, wanted, self.split_seed, SPLITS[name]) for family in FAMILIES
+            family: reasoning.generate(family, wanted, self.split_seed, SPLITS[name], self.small)
+            for family in FAMILIES
         }
         return (
             {family: pairs[-self.held_out :] for family, pairs in found.items()} if name == "test" else found

@@ -173,7 +173,8 @@ def _speed(row: Mapping[str, Any], path: str, machine: Mapping[str, Any]) -> tup
         )
         return title, row["ours"], beside, f"≥ {row['bar']:g}, {verdict}", told
     peer = f"{row['ratio']:.2f} × the time of the peer" if row.get("ratio") else ""
-    return title, f"{row['ours']:.3g} {row['unit']}", peer, f"≤ {row['bar']:g}, {verdict}", told
+    sign = "≥" if row.get("at_least") else "≤"
+    return title, f"{row['ours']:.3g} {row['unit']}", peer, f"{sign} {row['bar']:g}, {verdict}", told
 
 
 def catalogue(folder: Path) -> str:

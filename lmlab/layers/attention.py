@@ -64,7 +64,7 @@ def scaled_dot_product_attention(
     return einsum("bhts,bhsk->bhtk", weights, v), weights
 
 
-def _fused(q, k, v, mask, causal, implementation="cudnn"):
+def _fused(q, k, v, mask, causal):
     """The same by cuDNN's flash attention, which keeps no weights.
 
     It takes even lengths alone: an odd one gets a place more, to which nothing attends.
@@ -79,7 +79,7 @@ def _fused(q, k, v, mask, causal, implementation="cudnn"):
     q = jnp.pad(q, ((0, 0), (0, 0), (0, odd), (0, 0)))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, odd_source), (0, 0))) for x in (k, v))
     q, k, v = (x.astype(jnp.bfloat16).swapaxes(1, 2) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
     return out.swapaxes(1, 2)[:, :, :target].astype(jnp.float32)
 
 
@@ -173,4 +173,4 @@ def check_heads(features: int, num_heads: int) -> None:
 
 
 def _and(mask, other):
-    return other[None, None] if mask is None else mask & other
+    return other[None, None] if mask is None else mask & other[None, None]

@@ -8,8 +8,8 @@ kernel_gradient     dW of a convolution as a convolution of another, or as produ
 
 They are on where JAX's default backend is a CPU, recurrent_gradient on a GPU as well, and off elsewhere. `without`
 switches some off, as the environment variable LMLAB_WITHOUT does ("table_rows,turned_operand", or "all"); both are
-read while a function is traced. Gradients are the same but for rounding. recurrent_gradient and kernel_gradient have a reverse
-rule alone: forward mode (`jax.jvp`) through such a layer wants `without("recurrent_gradient")`.
+read while a function is traced. Gradients are the same but for rounding. recurrent_gradient and kernel_gradient
+have a reverse rule alone: forward mode (`jax.jvp`) through such a layer wants `without("recurrent_gradient")`.
 """
 
 import contextlib

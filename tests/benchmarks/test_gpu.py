@@ -42,10 +42,7 @@ def test_tiny_run_writes_its_record(workers, tmp_path, monkeypatch, capsys):
         assert "ratio" not in part and part["sizes"]["d_model"] == 16
     assert record["parts"]["profile"]["arms"]["lmlab"]["profile"] == {"not_run": "the trace holds no GPU"}
     assert list(trace.rglob("*.xplane.pb"))
-    assert [(bar["value"], bar["bar"], bar["met"]) for bar in record["bars"]] == [
-        (None, 1.1, None),
-        (None, 0.5, None),
-    ]
+    assert record["rows"] == []  # a CPU says nothing about a GPU
 
 
 def test_no_time_is_told(workers, tmp_path, capsys):
@@ -54,7 +51,7 @@ def test_no_time_is_told(workers, tmp_path, capsys):
     parts = json.loads(output.read_text())["parts"]
     late = [name for name, part in parts.items() if part == {"not_run": "out of time"}]
     assert late == ["sampling", "gru"] and parts["gpt2"] == {"not_run": "not asked for"}
-    assert "not run, bar 1.1" in capsys.readouterr().out
+    assert "bar 1.1" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -100,13 +97,17 @@ def test_speed_share_and_ratio():
     assert record["arms"]["c"] == {"not_run": "out of memory"}
 
 
-def test_bars_are_met_at_the_bar():
-    larger = {"arms": {"lmlab": {"mfu": 0.5}}}
-    done = {"gpt2": {"ratio": {"median": 1.09}, "arms": {"lmlab": {"mfu": 0.4}}}, "gpt2_batch_32": larger}
-    speed, share = gpu.bars(done, gpu=True)
-    assert (speed["value"], speed["met"]) == (1.09, False)
-    assert (share["value"], share["part"], share["met"]) == (0.5, "gpt2_batch_32", True)
-    assert gpu.bars(done, gpu=False)[0]["value"] is None
+def test_rows_of_the_table():
+    base, larger = (
+        {"sizes": {"batch_size": 16}},
+        {"sizes": {"batch_size": 32}, "arms": {"lmlab": {"mfu": 0.5}}},
+    )
+    part = {**base, "peer": "torch.compile", "ratio": {"median": 1.09}, "arms": {"lmlab": {"mfu": 0.4}}}
+    done = {"gpt2": part, "gpt2_batch_32": larger, "gru": {"not_run": "out of time"}}
+    speed, share = gpu.rows(done, gpu=True)
+    assert (speed["ratio"]["median"], speed["peer"], speed["met"]) == (1.09, "torch.compile", False)
+    assert (share["ours"], share["met"]) == (0.5, True) and "batch 32" in share["title"]
+    assert gpu.rows({"gpt2": {"not_run": "out of time"}}, gpu=True) == []
 
 
 def test_summary_of_a_trace():

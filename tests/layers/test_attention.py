@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmlab.layers.attention import KVCache, MultiHeadAttention, causal_mask, scaled_dot_product_attention
+from lmlab.layers.attention import (
+    KVCache,
+    MultiHeadAttention,
+    _fused,
+    causal_mask,
+    scaled_dot_product_attention,
+)
 from lmlab.layers.positions import LearnedPositions, sinusoidal
 
 
@@ -43,6 +49,36 @@ def test_attention_is_the_formula():
                 e = np.exp(np.asarray(k[b, h] @ q[b, h, t]) / np.sqrt(5)) * mask[b, 0, t]
                 np.testing.assert_allclose(weights[b, h, t], e / e.sum(), atol=1e-6)
                 np.testing.assert_allclose(out[b, h, t], (e / e.sum()) @ np.asarray(v[b, h]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "causal", "masked"),
+    [(6, 6, True, False), (7, 7, True, False), (7, 7, True, True), (5, 8, False, True), (4, 7, False, False)]
+    + [(5, 7, False, True)],
+)
+def test_flash_attention_of_odd_lengths_is_that_of_the_formula(target, source, causal, masked):
+    """By XLA in place of cuDNN, which takes even lengths alone."""
+    q, k, v = normal(0, 2, 3, target, 8), normal(1, 2, 3, source, 8), normal(2, 2, 3, source, 8)
+    mask = jnp.asarray(np.random.default_rng(3).random((2, 1, 1, source)) < 0.6).at[..., 0].set(True)
+    mask, seen = mask if masked else None, []
+
+    def even(q, k, v, **options):
+        seen.extend([q.shape[1], k.shape[1]])
+        return plain(q, k, v, **options | {"implementation": "xla"})
+
+    plain = jax.nn.dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", even)
+        out, pull = jax.vjp(lambda q, k, v: _fused(q, k, v, mask, causal), q, k, v)
+        found = pull(out)
+    assert all(length % 2 == 0 for length in seen)
+    full = mask
+    if causal:
+        full = causal_mask(target, source)[None, None] & (True if mask is None else mask)
+    expected, pull = jax.vjp(lambda q, k, v: scaled_dot_product_attention(q, k, v, full)[0], q, k, v)
+    np.testing.assert_allclose(out, expected, atol=0.02)
+    for ours, theirs in zip(found, pull(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.04)
 
 
 def test_a_row_with_nothing_to_attend_to_stays_finite():

@@ -61,6 +61,23 @@ def test_bfloat16_rounds_operands_and_keeps_float32_sums_in_both_directions():
     assert np.abs(y - x @ w).max() > 1e-3  # it did round
 
 
+def test_on_a_gpu_activations_leave_a_product_rounded_and_gradients_of_weights_do_not(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, w, g = normal(0, 6, 64), normal(1, 64, 8), normal(2, 6, 8)
+    with jax.default_matmul_precision("bfloat16"):
+        y, pull = jax.vjp(matmul, x, w)
+        dx, dw = pull(g)
+        scores, pull = jax.vjp(lambda q, k: einsum("td,sd->ts", q, k), x, w.T)
+        gradients = pull(g)
+    assert {a.dtype for a in (y, dx, dw, scores, *gradients)} == {jnp.dtype(jnp.float32)}
+    for narrow in (y, dx, scores, *gradients):
+        np.testing.assert_array_equal(narrow, rounded(narrow))
+    np.testing.assert_allclose(y, rounded(x) @ rounded(w), rtol=2**-8, atol=1e-5)
+    np.testing.assert_allclose(dx, rounded(g) @ rounded(w).T, rtol=2**-8, atol=1e-5)
+    np.testing.assert_allclose(dw, rounded(x).T @ rounded(g), rtol=1e-5, atol=1e-5)
+    assert np.abs(dw - rounded(dw)).max() > 1e-4
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_product_of_the_backward_pass_is_at_the_set_precision(precision):
     q, k = normal(0, 2, 3, 4, 8), normal(1, 2, 3, 5, 8)

@@ -165,6 +165,8 @@ def test_switches(monkeypatch):
 
 def test_tricks_are_off_where_they_do_not_serve(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [name for name in tricks.NAMES if tricks.uses(name)] == ["recurrent_gradient"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert not any(tricks.uses(name) for name in tricks.NAMES)
 
 
