@@ -49,7 +49,7 @@ from lmlab.training import optimizer
 FAMILY, PAPER = "sequence to sequence", "Saxton et al. 2019"
 VARIANTS = {
     "demo": "few questions and small models: a minute",
-    "cpu": "20,000 questions a family, smaller models",
+    "cpu": "small numbers, 40,000 questions a family, small models: minutes on one core",
     "brief": "100,000 questions a family, 2,000 updates: minutes on a GPU",
     "lstm": "encoder and decoder, no attention",
     "attention": "the same with attention (the default)",
@@ -98,12 +98,12 @@ def get_config(variant=""):
             config.widths = ()  # one program a width: a GPU's compiler takes longer than the steps it would save
     if "cpu" in parts or "demo" in parts:
         config.update(duration="1 epoch", batch_size=64, precision="float32")
-        config.data.update(count=20_000, small=not config.data.path)
+        config.data.update(count=40_000, small=not config.data.path)
         config.widths = (24, 48, 56, 64, 80, 96)
         config.optimizer.learning_rate = 1e-3 if network == "gpt" else 1e-2
-        config.model.update(
-            {"d_model": 256} if network != "gpt" else {"num_layers": 4, "num_heads": 4, "d_model": 128}
-        )
+        config.model.d_model = 128
+        if network == "gpt":
+            config.model.update(num_layers=2, num_heads=4)
     if "demo" in parts:
         config.update(duration="60 steps", batch_size=16, widths=())
         config.data.update(path="", count=500, held_out=10)
