@@ -14,6 +14,7 @@ from lmlab.data import reasoning
 
 FAMILIES, SPLITS = list(reasoning.FAMILIES), reasoning.SPLITS
 BOTH = [(family, split) for family in FAMILIES for split in ("train", "extrapolate")]
+SMALL = pytest.mark.parametrize("small", [False, True], ids=["usual", "small"])
 SIZE = {  # what extrapolation enlarges, read from the question and the answer
     "composition": lambda question, answer: question.count("="),
     "linear_system": lambda question, answer: abs(int(answer)),
@@ -64,9 +65,10 @@ def answered_by_sympy(family, question):
     return sympy.sstr(sympy.expand(parsed(asked[1] or asked[2])), order="lex")
 
 
+@SMALL
 @pytest.mark.parametrize(("family", "split"), BOTH)
-def test_answers_are_those_of_sympy(family, split):
-    for question, answer in reasoning.generate(family, 40, 1, split):
+def test_answers_are_those_of_sympy(family, split, small):
+    for question, answer in reasoning.generate(family, 40, 1, split, small):
         if family == "probability":  # by counting every way to pick
             many, letters, asked = re.fullmatch(
                 r"(\w+) letters picked without replacement from (\w+)\. Give prob of sequence (\w+)\.",
@@ -92,10 +94,12 @@ def renamed(question):
     )
 
 
+@SMALL
 @pytest.mark.parametrize("family", FAMILIES)
-def test_splits_have_no_question_in_common_whatever_its_letters(family):
+def test_splits_have_no_question_in_common_whatever_its_letters(family, small):
     seen = [
-        {renamed(question) for question, _ in reasoning.generate(family, 300, 0, split)} for split in SPLITS
+        {renamed(question) for question, _ in reasoning.generate(family, 300, 0, split, small)}
+        for split in SPLITS
     ]
     assert all(not first & second for first, second in itertools.combinations(seen, 2))
 
@@ -113,20 +117,24 @@ def test_what_is_held_out_is_never_trained_on(monkeypatch):
     assert len(train | held_out) == 100 and 10 < len(held_out) < 30
 
 
+@SMALL
 @pytest.mark.parametrize("family", FAMILIES)
-def test_extrapolation_begins_where_training_ends(family):
+def test_extrapolation_begins_where_training_ends(family, small):
     train, interpolate, extrapolate = (
-        sizes(family, reasoning.generate(family, 300, 0, split)) for split in SPLITS
+        sizes(family, reasoning.generate(family, 300, 0, split, small)) for split in SPLITS
     )
     assert set(interpolate) == set(train)
     assert max(train) < min(extrapolate)
+    if small:  # and goes no further than usual questions do
+        assert max(extrapolate) <= max(sizes(family, reasoning.generate(family, 300)))
 
 
 @pytest.mark.parametrize(("family", "split"), BOTH)
 def test_there_are_200_000_questions_and_more_not_counting_letters(family, split):
     """Of n draws from at least s kinds, n (n - 1) / 2 s pairs at most are expected to be equal."""
     rng, count = random.Random(0), 4000
-    drawn = [reasoning.FAMILIES[family](rng, split == "extrapolate")[0] for _ in range(count)]
+    ranges = reasoning.Ranges(beyond=split == "extrapolate")
+    drawn = [reasoning.FAMILIES[family](rng, ranges)[0] for _ in range(count)]
     equal = sum(k * (k - 1) // 2 for k in collections.Counter(drawn).values())
     expected = count * (count - 1) / 2 / 200_000
     assert equal + 3 * expected**0.5 < expected
@@ -174,6 +182,15 @@ def test_mistakes_of_generate_are_one_line():
         reasoning.generate("factors", 1, split="test")
     with pytest.raises(ValueError, match="count must be at least 1, received 0"):
         reasoning.generate("factors", 0)
+
+
+def test_a_family_that_has_no_more_questions_says_so(monkeypatch):
+    monkeypatch.setitem(reasoning.FAMILIES, "tiny", lambda rng, _: (f"{rng.randrange(10)}?", "1"))
+    monkeypatch.setattr(reasoning, "TRIES", 1000)
+    with pytest.raises(
+        ValueError, match=r"tiny has some \d questions for train; received count 11, which is more"
+    ):
+        reasoning.generate("tiny", 11)
 
 
 def test_files_are_read_plain_or_packed(tmp_path):
