@@ -188,7 +188,7 @@ def test_a_family_that_has_no_more_questions_says_so(monkeypatch):
     monkeypatch.setitem(reasoning.FAMILIES, "tiny", lambda rng, _: (f"{rng.randrange(10)}?", "1"))
     monkeypatch.setattr(reasoning, "TRIES", 1000)
     with pytest.raises(
-        ValueError, match=r"tiny has some \d questions for train; received count 11, which is more"
+        ValueError, match=r"tiny has some 10 questions for train; received count 11, which is more"
     ):
         reasoning.generate("tiny", 11)
 
