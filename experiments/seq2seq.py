@@ -12,7 +12,7 @@ all translations of a source. Beside it the answer of the training source with t
     lmlab sample --workdir=runs/fr-en --input=french.txt --output=english.txt
     lmlab figures --workdir=runs/fr-en        # alignments, influence of the source, an animation, BLEU by length
     lmlab sweep --config=experiments/seq2seq.py --workdir=sweeps/attention               # attention or none, 3 seeds
-    lmlab sweep --config=experiments/seq2seq.py:luong,short,cpu --grid=model.score=dot,scaled,bilinear,additive \
+    lmlab sweep --config=experiments/seq2seq.py:short,cpu --grid=variant=dot,scaled,bilinear,additive --seeds=3 \
                 --workdir=sweeps/scores
     lmlab train --config=experiments/seq2seq.py:reversing,cpu --workdir=runs/reversing   # the alignment is known
     lmlab train --config=experiments/seq2seq.py:reversing,embeddings,cpu --workdir=runs/embeddings
