@@ -98,7 +98,7 @@ def get_config(variant=""):
             config.widths = ()  # one program a width: a GPU's compiler takes longer than the steps it would save
     if "cpu" in parts or "demo" in parts:
         config.update(duration="1 epoch", batch_size=64, precision="float32")
-        config.data.update(count=40_000, small=not config.data.path)
+        config.data.update(count=40_000, small=True)
         config.widths = (24, 48, 56, 64, 80, 96)
         config.optimizer.learning_rate = 1e-3 if network == "gpt" else 1e-2
         config.model.d_model = 128

@@ -12,13 +12,13 @@ from lmlab.data.tokenizers import CharTokenizer, padded, special
 
 SPECIALS = ("<pad>", "<start>", "<end>")
 SPLITS = {"train": "train", "validation": "interpolate", "test": "interpolate", "extrapolate": "extrapolate"}
-"""Of which split of `reasoning` each part is; validation and test share one, and no question."""
+"""Of which split of `reasoning` each part is; validation and test share one, and no question to the letter."""
 
 
 class Problems:
     """Parts of questions by family: `count` of each for training, `held_out` of each in the other parts.
 
-    small: the generator's small numbers, and the usual ones to extrapolate to.
+    small: the generator's small questions.
     path: "" is the generator's seven families; or a folder of mathematics_dataset's files, of which each module is a
     family: train/, interpolate/, extrapolate/ (Saxton et al. 2019).
     """
@@ -34,13 +34,8 @@ class Problems:
         for name, value in (("count", count), ("held_out", held_out)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, received {value}")
-        self.path, self.count, self.held_out, self.split_seed, self.small = (
-            path,
-            count,
-            held_out,
-            split_seed,
-            small,
-        )
+        self.path, self.count, self.held_out = path, count, held_out
+        self.split_seed, self.small = split_seed, small
         self._parts: dict[str, dict[str, list[tuple[str, str]]]] = {}
 
     @functools.cached_property

@@ -67,15 +67,15 @@ def scaled_dot_product_attention(
 def _fused(q, k, v, mask, causal):
     """The same by cuDNN's flash attention, which keeps no weights.
 
-    It takes even lengths alone: an odd one gets a place more, to which nothing attends.
+    It takes even lengths alone, so an odd one gets a place more, to which nothing attends, and masks that are whole.
     """
     target, source = q.shape[2], k.shape[2]
     odd, odd_source = target % 2, source % 2
-    if odd_source and not (causal and target == source):
-        mask = _and(mask, (jnp.arange(source) >= 0)[None])  # so that there is one to pad
-    if mask is not None and (odd or odd_source):
-        wide = jnp.broadcast_to(mask, (*mask.shape[:2], target, source))
-        mask = jnp.pad(wide, ((0, 0), (0, 0), (0, odd), (0, odd_source)))
+    if mask is None and odd_source and not (causal and target == source):
+        mask = jnp.ones((1, 1, 1, 1), bool)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], target, source))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, odd), (0, odd_source)))
     q = jnp.pad(q, ((0, 0), (0, 0), (0, odd), (0, 0)))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, odd_source), (0, 0))) for x in (k, v))
     q, k, v = (x.astype(jnp.bfloat16).swapaxes(1, 2) for x in (q, k, v))

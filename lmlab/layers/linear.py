@@ -36,6 +36,14 @@ def einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[A
     return _einsum(spec, False, x, y)
 
 
+def gradient_einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`einsum` for the gradient of a parameter, which a GPU does not round either. It has no gradient itself."""
+    if compute_dtype() == jnp.bfloat16:
+        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    return jnp.einsum(spec, x, y)
+
+
 def _einsum(spec, weights, x, y):
     """weights: y is a parameter."""
     if compute_dtype() == jnp.bfloat16:

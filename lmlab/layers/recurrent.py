@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from lmlab.layers import tricks
 from lmlab.layers.dropout import Dropout, Rate, check_rate, is_zero
-from lmlab.layers.linear import Dense, Rows, einsum, matmul
+from lmlab.layers.linear import Dense, Rows, gradient_einsum, matmul
 
 
 class LSTMCarry(NamedTuple):
@@ -164,7 +164,7 @@ def _deferred_forward(scan, u, rest):
 
 def _deferred_backward(scan, pull, cotangent):
     taps, rest = pull(cotangent)
-    return tuple(einsum("tbh,tbg->hg", h, g) for h, g in taps), rest
+    return tuple(gradient_einsum("tbh,tbg->hg", h, g) for h, g in taps), rest
 
 
 _deferred.defvjp(_deferred_forward, _deferred_backward)

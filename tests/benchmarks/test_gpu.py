@@ -45,10 +45,11 @@ def test_tiny_run_writes_its_record(workers, tmp_path, monkeypatch, capsys):
     assert record["rows"] == []  # a CPU says nothing about a GPU
 
 
-def test_no_time_is_told(workers, tmp_path, capsys):
-    output = tmp_path / "gpu.json"
-    assert gpu.main(["gru", "sampling", "--minutes", "0", "--output", str(output)]) == 0
-    parts = json.loads(output.read_text())["parts"]
+def test_no_time_is_told(workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gpu.main(["gru", "sampling", "--minutes", "0"]) == 0
+    assert not Path(gpu.RECORD).exists()  # which is a GPU's
+    parts = json.loads(Path("build/gpu.json").read_text())["parts"]
     late = [name for name, part in parts.items() if part == {"not_run": "out of time"}]
     assert late == ["sampling", "gru"] and parts["gpt2"] == {"not_run": "not asked for"}
     assert "bar 1.1" not in capsys.readouterr().out

@@ -54,7 +54,7 @@ def test_attention_is_the_formula():
 @pytest.mark.parametrize(
     ("target", "source", "causal", "masked"),
     [(6, 6, True, False), (7, 7, True, False), (7, 7, True, True), (5, 8, False, True), (4, 7, False, False)]
-    + [(5, 7, False, True)],
+    + [(5, 7, False, True), (6, 8, False, True)],
 )
 def test_flash_attention_of_odd_lengths_is_that_of_the_formula(target, source, causal, masked):
     """By XLA in place of cuDNN, which takes even lengths alone."""
@@ -64,6 +64,7 @@ def test_flash_attention_of_odd_lengths_is_that_of_the_formula(target, source, c
 
     def even(q, k, v, **options):
         seen.extend([q.shape[1], k.shape[1]])
+        assert options["mask"] is None or options["mask"].shape[2:] == (q.shape[1], k.shape[1])
         return plain(q, k, v, **options | {"implementation": "xla"})
 
     plain = jax.nn.dot_product_attention

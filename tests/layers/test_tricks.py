@@ -163,6 +163,19 @@ def test_switches(monkeypatch):
         tricks.uses("table_rows")
 
 
+def test_on_a_gpu_the_gradient_of_recurrent_weights_is_not_rounded(monkeypatch):
+    layer, x = Recurrent(4, "lstm"), jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
+    variables = nn.meta.unbox(layer.init(jax.random.key(0), x))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with jax.default_matmul_precision("bfloat16"):
+        gradient = jax.grad(lambda v: jnp.sum(layer.apply(v, x)[0] ** 2))(variables)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(gradient)}
+    kernels = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 2}
+    assert len(kernels) == 2  # of the input and of the state
+    for leaf in kernels.values():
+        assert (leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
+
+
 def test_tricks_are_off_where_they_do_not_serve(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert [name for name in tricks.NAMES if tricks.uses(name)] == ["recurrent_gradient"]
