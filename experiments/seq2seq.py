@@ -407,21 +407,19 @@ def difference(arms):
     """BLEU above no attention, or above the first arm, of the runs of one seed, by paired bootstrap."""
     figure, axes = style.new()
     first = "no attention" if "no attention" in arms else next(iter(arms))
-    rest = [(name, runs) for name, runs in arms.items() if name != first]
     base = {run.config.seed: run.arrays("translation")["statistics"] for run in arms[first]}
-    for i, (name, runs) in enumerate(rest):
+    for i, (name, runs) in enumerate(arms.items()):
         theirs = {run.config.seed: run.arrays("translation")["statistics"] for run in runs}
         seeds = sorted(base.keys() & theirs.keys())
-        if not seeds:
+        if name == first or not seeds:
             continue
         found = [bleu.paired_bootstrap(base[seed], theirs[seed]) for seed in seeds]
         value, low, high = np.array([each[:3] for each in found]).T
         look = {"marker": style.MARKERS[i], "color": style.COLORS[i], "linestyle": "none"}
-        axes.errorbar(
-            np.array(seeds) + 0.1 * i, value, (value - low, high - value), capsize=2, label=name, **look
-        )
+        x = np.array(seeds) + 0.1 * (i - (len(arms) - 1) / 2)
+        axes.errorbar(x, value, (value - low, high - value), capsize=2, label=name, **look)
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set_xticks(sorted(base))
-    axes.set(xlabel="seed", ylabel=f"BLEU above {first}")
+    axes.set(xlabel="seed", ylabel=f"BLEU above {first}", xlim=(min(base) - 0.5, max(base) + 0.5))
     axes.legend()
     return figure
