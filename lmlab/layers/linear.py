@@ -2,8 +2,8 @@
 
 Precision is JAX's own setting, `jax_default_matmul_precision`. Under "bfloat16" the operands of a
 product, forward and backward, are rounded to bfloat16, and sums stay float32; so do results, but on a GPU,
-where those that are activations are rounded as well, as by PyTorch's autocast: writing and reading them takes
-as long as the product. Under any other value the product is plain. Parameters and their gradients are float32.
+where those that are activations are rounded as well, as by PyTorch's autocast: half as much is written and
+read. Under any other value the product is plain. Parameters and their gradients are float32.
 """
 
 import functools
