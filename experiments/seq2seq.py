@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmlab import config as configs
-from lmlab.data.pairs import Pairs
+from lmlab.data.pairs import JOINED, LONGEST, Pairs
 from lmlab.data.rearranged import KINDS, Rearranged
 from lmlab.decoding.translate import Answer, Translator
 from lmlab.evaluation import bleu
@@ -67,7 +67,7 @@ VARIANTS = {
     "additive": "scores v . tanh(W_1 q + W_2 k)",
     "short": "one epoch, to compare scores: 5 minutes, additive 8",
     "embeddings": "attention sums up embeddings of the source, not states of the encoder",
-    "long": "besides, 2 to 5 pairs joined, up to 60 words, in training and in a test by length",
+    "long": "besides, 2 to 5 pairs joined, in training and in a test by length",
     "reversing": "words of letters, from last to first; the alignment is known",
     "sorting": "words of letters, sorted; the alignment is known",
 }
@@ -78,7 +78,6 @@ TARGETS = {
 }
 SENTENCES = ("il m'a entarté", "où est la gare ?", "je ne sais pas ce qu'il veut .")
 FORCED = ("il m'a entarté", "he hit me with a pie")
-EDGES = (0, 10, 20, 30, 40, 50, 60)
 
 
 def get_config(variant=""):
@@ -188,7 +187,7 @@ def build(config, assets):
     else:
         evaluations["translation"] = Translation(translator, pairs)
         if config.data.join:
-            evaluations["lengths"] = Lengths(translator, pairs, EDGES)
+            evaluations["lengths"] = Lengths(translator, pairs, edges(config))
 
     def show(batch):
         lines = []
@@ -320,7 +319,7 @@ def figures(runs):
     if not any("kind" in run.config.data for run in runs):
         drawn["bleu"] = by_length(arms, "translation", (0, 3, 4, 5, 6, 7, 8, 9, 10))
         if all(run.config.data.join for run in runs):
-            drawn["lengths"] = by_length(arms, "lengths", EDGES)
+            drawn["lengths"] = by_length(arms, "lengths", edges(runs[0].config))
         if len(arms) > 1:
             drawn["difference"] = difference(arms)
     if len(runs) == 1 and runs[0].config.model.attention != "none":
@@ -353,6 +352,12 @@ def alignments(run):
         ids = forced(translator, pairs, variables, row, FORCED[1]).ids
         drawn["alignment_forced"] = maps.alignment(*matrix(translator, pairs, variables, row, ids))
     return drawn
+
+
+def edges(config):
+    """Of the lengths that joined pairs reach."""
+    most = JOINED * config.data.max_words or LONGEST
+    return tuple(edge for edge in range(0, LONGEST + 1, 10) if edge <= most)
 
 
 def influences(arms):

@@ -1,13 +1,18 @@
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmlab import config as configs
 from lmlab.decoding import beam, sampling
+from lmlab.experiment import Assets
 from lmlab.models.seq2seq import Seq2Seq
 from lmlab.tasks import NextTargetToken
 
+FILE = Path(__file__).parents[2] / "experiments" / "seq2seq.py"
 KINDS = {
     "plain": {"attention": "none", "cell": "gru", "num_layers": 2, "reverse": True},
     "luong": {"attention": "luong", "score": "bilinear", "reverse": True},
@@ -154,3 +159,20 @@ def test_bad_input_is_one_line(options, told):
     with pytest.raises(ValueError) as error:
         Seq2Seq(6, 7, **options)
     assert str(error.value).startswith(told) and "\n" not in str(error.value)
+
+
+def test_joined_pairs_are_scored_by_every_length_they_reach(tmp_path):
+    """Of ten words at most, of which five are joined: 50 words."""
+    words = np.random.default_rng(0).choice(["un", "deux", "trois", "cinq"], (300, 10))
+    lines = [f"{' '.join(row[:9])} {i}\t{' '.join(row)}" for i, row in enumerate(words)]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    small = {"data.path": str(path), "data.vocab_size": 270, "data.join": 20, "decoding.most": 4}
+    small |= {"model.d_model": 8, "model.d_embed": 8}
+    config, module = configs.load(f"{FILE}:long", small)
+    experiment = module.build(config, Assets())
+    batch = {key: jnp.ones((1, 4), jnp.int32) for key in ("source", "target")}
+    params, _ = experiment.task.init(jax.random.key(0), batch)
+    scores, _ = experiment.evaluations["lengths"]({"params": nn.meta.unbox(params)}, jax.random.key(0))
+    assert list(scores) == [f"bleu_{low + 1}_to_{low + 10}" for low in range(0, 50, 10)]
+    assert module.edges(configs.load(f"{FILE}:long", {"data.max_words": 0})[0])[-1] == 60
