@@ -305,13 +305,8 @@ def rows(done: dict[str, dict], gpu: bool) -> list[dict]:
     """What README's table shows of GPT-2 124M: the ratio, and the MFU of the best batch. Only of a GPU."""
     told, part = [], done.get("gpt2", {})
     if gpu and "ratio" in part:
-        facts = {
-            "unit": "step",
-            "ours": "lmlab",
-            "peer": part["peer"],
-            "ratio": part["ratio"],
-            "bar": SPEED_BAR,
-        }
+        facts = {"unit": "step", "ours": "lmlab", "bar": SPEED_BAR}
+        facts |= {key: part[key] for key in ("peer", "ratio")}
         told.append({"title": TITLE, **facts, "met": part["ratio"]["median"] >= SPEED_BAR})
     arms = {name: each.get("arms", {}).get("lmlab", {}) for name, each in done.items()}
     shares = {name: arm["mfu"] for name, arm in arms.items() if name.startswith("gpt2") and "mfu" in arm}
@@ -401,6 +396,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+    if not record["rows"]:
+        budget.say(f"{TITLE}: not run, bar {SPEED_BAR:g}")
     for row in record["rows"]:
         value = row["ratio"]["median"] if "ratio" in row else row["ours"]
         budget.say(f"{row['title']}: {value:.3f}, bar {row['bar']:g}")

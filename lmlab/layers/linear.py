@@ -31,23 +31,22 @@ def _activation_dtype():
     return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
 
 
-def einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.einsum` of two arrays at the set precision; `spec` sums no axis of one array alone."""
-    return _einsum(spec, False, x, y)
+def einsum(
+    spec: str, x: Float[Array, "..."], y: Float[Array, "..."], weights: bool = False
+) -> Float[Array, "..."]:
+    """`jnp.einsum` of two arrays at the set precision; `spec` sums no axis of one array alone.
+
+    weights: y is a parameter, whose gradient stays float32.
+    """
+    if compute_dtype() == jnp.bfloat16:
+        return _rounded_einsum(spec, weights, x.astype(jnp.float32), y.astype(jnp.float32))
+    return jnp.einsum(spec, x, y)
 
 
 def gradient_einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """`einsum` for the gradient of a parameter, which a GPU does not round either. It has no gradient itself."""
     if compute_dtype() == jnp.bfloat16:
-        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
-    return jnp.einsum(spec, x, y)
-
-
-def _einsum(spec, weights, x, y):
-    """weights: y is a parameter."""
-    if compute_dtype() == jnp.bfloat16:
-        return _rounded_einsum(spec, weights, x.astype(jnp.float32), y.astype(jnp.float32))
+        return _product(spec, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), jnp.float32)
     return jnp.einsum(spec, x, y)
 
 
@@ -55,7 +54,7 @@ def matmul(x: Float[Array, "... D"], w: Float[Array, "D F"]) -> Float[Array, "..
     """x @ w, where a weight meets an activation."""
     # Two-dimensional operands: the transposes of the backward pass then cost no copy on a CPU.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return _einsum("nd,df->nf", True, rows, w).reshape(*x.shape[:-1], w.shape[-1])
+    return einsum("nd,df->nf", rows, w, weights=True).reshape(*x.shape[:-1], w.shape[-1])
 
 
 # Autodiff alone would multiply a float32 cotangent with a bfloat16 operand, which no tensor core
@@ -67,8 +66,7 @@ def _rounded_einsum(spec, weights, x, y):
 
 def _forward(spec, weights, x, y):
     x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    out = jnp.einsum(spec, x, y, preferred_element_type=_activation_dtype())
-    return out.astype(jnp.float32), (x, y)
+    return _product(spec, x, y, _activation_dtype()), (x, y)
 
 
 def _backward(spec, weights, operands, cotangent):
@@ -80,12 +78,17 @@ def _backward(spec, weights, operands, cotangent):
     return to_first, _contract(f"{first},{out}->{second}", x, cotangent, jnp.float32 if weights else dtype)
 
 
-def _contract(spec, x, y, dtype):
+def _product(spec, x, y, dtype):
     """The einsum of bfloat16 arrays with float32 sums, which leave the chip as `dtype`."""
+    return jnp.einsum(spec, x, y, preferred_element_type=dtype).astype(jnp.float32)
+
+
+def _contract(spec, x, y, dtype):
+    """`_product` of a backward pass, in the order that the CPU has a kernel for."""
     inputs, out = spec.split("->")
     first, second = inputs.split(",")
     if not (tricks.uses("turned_operand") and first[:-1] == second[:-1] and first[-2] not in out):
-        return jnp.einsum(spec, x, y, preferred_element_type=dtype).astype(jnp.float32)
+        return _product(spec, x, y, dtype)
     # x^T y: XLA's fast kernels on a CPU want the axis that is summed to lie innermost in the first operand,
     # so the narrower of the two is turned in memory, and made the first.
     if x.shape[-1] > y.shape[-1]:
